@@ -1,0 +1,2 @@
+//! The `loci` command.
+fn main() {}

@@ -1,0 +1,103 @@
+//! Read-only memory maps. The only place where a file becomes `&[u8]`.
+//!
+//! Invariant: the mapped file must not be truncated while the map lives (the kernel would answer an access with SIGBUS).
+//! Model files are opened read-only and expected to be left alone, as every mmap-based runtime does; memory files are
+//! append-only and their writer never shrinks them below the committed length.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+enum Backing {
+    Mapped(memmap2::Mmap),
+    Owned(Box<[u8]>),
+}
+
+/// A whole file, or a part of one, mapped read-only; or bytes in memory under the same face.
+pub struct Map {
+    backing: Backing,
+}
+
+impl Map {
+    /// Maps the whole file at `path`.
+    pub fn open(path: &Path) -> Result<Map> {
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
+        Map::of_file(&file, 0, len).map_err(|e| Error::io("map", path, e))
+    }
+
+    /// Maps `len` bytes from `offset` of an open file (the descriptor may be closed afterwards).
+    pub fn of_file(file: &File, offset: u64, len: u64) -> std::io::Result<Map> {
+        let len = usize::try_from(len).map_err(|_| std::io::Error::other("the file does not fit the address space"))?;
+        if len == 0 {
+            return Ok(Map::owned(Vec::new()));
+        }
+        let end = file.metadata()?.len();
+        if offset.checked_add(len as u64).is_none_or(|e| e > end) {
+            return Err(std::io::Error::other(format!("range {offset}+{len} reaches past the end of the file ({end} bytes)")));
+        }
+        // SAFETY: the map is private to this struct and only handed out as `&[u8]`; the module's invariant (the file is not
+        // truncated while mapped) is the documented contract of opening a model or a memory.
+        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(file)? };
+        Ok(Map { backing: Backing::Mapped(map) })
+    }
+
+    /// Bytes that live in memory, for models and memories that come from a buffer.
+    pub fn owned(bytes: Vec<u8>) -> Map {
+        Map { backing: Backing::Owned(bytes.into_boxed_slice()) }
+    }
+
+    /// Tells the kernel that this range will be read soon, so that the first touch finds it in memory. A hint only.
+    pub fn will_need(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Backing::Mapped(map) = &self.backing
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.end - range.start);
+        }
+    }
+
+    /// True if the bytes are pages of a file (reclaimable by the kernel), false if they are anonymous memory.
+    pub fn is_file_backed(&self) -> bool {
+        matches!(self.backing, Backing::Mapped(_))
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.backing {
+            Backing::Mapped(map) => map,
+            Backing::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A range of a [`Map`] that keeps the map alive.
+#[derive(Clone)]
+pub struct MapSlice {
+    map: Arc<Map>,
+    range: Range<usize>,
+}
+
+impl MapSlice {
+    /// The bytes `range` of `map`.
+    ///
+    /// # Panics
+    /// If the range does not lie inside the map: callers check ranges that come from a file before they get here.
+    pub fn new(map: Arc<Map>, range: Range<usize>) -> MapSlice {
+        assert!(range.start <= range.end && range.end <= map.len(), "range {range:?} outside the map");
+        MapSlice { map, range }
+    }
+}
+
+impl Deref for MapSlice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}

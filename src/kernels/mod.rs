@@ -1,0 +1,1 @@
+//! The mathematics over rows: matrix products, attention, norms, rotary positions, activations.
