@@ -135,7 +135,7 @@ impl Shared {
         // succeeded, so the job is open and the fields are its own) and waits for this chunk before it returns.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe {
             let call: Call = std::mem::transmute::<*mut (), Call>(call);
-            call(data, chunk)
+            call(data, chunk as usize)
         }));
         if result.is_err() {
             self.panicked.store(true, Ordering::Relaxed);
@@ -325,7 +325,11 @@ mod tests {
         let r = catch_unwind(AssertUnwindSafe(|| team.pass(|p| p.for_each(100, |i| assert!(i != 37)))));
         assert!(r.is_err());
         let n = AtomicU32::new(0);
-        team.pass(|p| p.for_each(100, |_| drop(n.fetch_add(1, Ordering::Relaxed))));
+        team.pass(|p| {
+            p.for_each(100, |_| {
+                n.fetch_add(1, Ordering::Relaxed);
+            })
+        });
         assert_eq!(n.load(Ordering::Relaxed), 100);
     }
 }

@@ -1,1 +1,8 @@
 //! The mathematics over rows: matrix products, attention, norms, rotary positions, activations.
+
+pub mod activation;
+pub mod attention;
+pub mod codec;
+pub mod norm;
+pub mod rotary;
+pub mod vector;

@@ -1,1 +1,6 @@
 //! The local context: keys and values of the last tokens, as segments that attention reads.
+
+mod window;
+
+pub use crate::kernels::codec::Codec;
+pub use window::{LayerShape, Window};

@@ -1,0 +1,107 @@
+//! How keys and values are encoded, in the local window and in memory alike: little-endian, element by element.
+//!
+//! bf16 rounds to nearest, ties to even (spec of the FoT reference, section 11); f16 as IEEE 754 says.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Encoding of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// 32-bit floats, as computed.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a 32-bit float.
+    Bf16,
+}
+
+impl Codec {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Codec::F32 => 4,
+            Codec::F16 | Codec::Bf16 => 2,
+        }
+    }
+
+    /// The name users type: `f32`, `f16`, `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Codec::F32 => "f32",
+            Codec::F16 => "f16",
+            Codec::Bf16 => "bf16",
+        }
+    }
+
+    /// The codec with this name.
+    pub fn from_name(name: &str) -> Option<Codec> {
+        [Codec::F32, Codec::F16, Codec::Bf16].into_iter().find(|c| c.name() == name)
+    }
+
+    /// Appends the encoding of `values` to `out`.
+    pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + values.len() * self.bytes(), 0);
+        self.encode_into(values, &mut out[start..]);
+    }
+
+    /// Encodes `values` over `out`, which has exactly the bytes for them.
+    pub fn encode_into(self, values: &[f32], out: &mut [u8]) {
+        debug_assert_eq!(out.len(), values.len() * self.bytes());
+        match self {
+            Codec::F32 => {
+                for (o, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                    *o = v.to_le_bytes();
+                }
+            }
+            Codec::F16 => {
+                // Through a small buffer, so that the conversion runs on whole vectors where the CPU has them.
+                let mut half = [f16::ZERO; 64];
+                for (o, v) in out.chunks_mut(128).zip(values.chunks(64)) {
+                    half[..v.len()].convert_from_f32_slice(v);
+                    for (o, h) in o.as_chunks_mut::<2>().0.iter_mut().zip(&half) {
+                        *o = h.to_le_bytes();
+                    }
+                }
+            }
+            Codec::Bf16 => {
+                for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                    *o = bf16::from_f32(*v).to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// Decodes `bytes` into `out`, which has as many elements as `bytes` encodes.
+    pub fn decode_into(self, bytes: &[u8], out: &mut [f32]) {
+        debug_assert_eq!(bytes.len(), out.len() * self.bytes());
+        match self {
+            Codec::F32 => {
+                for (b, o) in bytes.as_chunks::<4>().0.iter().zip(out) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Codec::F16 => {
+                let mut half = [f16::ZERO; 64];
+                for (b, o) in bytes.chunks(128).zip(out.chunks_mut(64)) {
+                    for (b, h) in b.as_chunks::<2>().0.iter().zip(&mut half) {
+                        *h = f16::from_le_bytes(*b);
+                    }
+                    half[..o.len()].convert_to_f32_slice(o);
+                }
+            }
+            Codec::Bf16 => {
+                for (b, o) in bytes.as_chunks::<2>().0.iter().zip(out) {
+                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Codec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

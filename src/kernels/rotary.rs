@@ -1,0 +1,59 @@
+//! Rotary positions (RoPE, arXiv 2104.09864): each pair of dimensions of a head turns by `position * frequency`.
+//!
+//! Every kind of scaling known here comes down to a frequency per pair and one magnitude, so this file knows no kinds.
+//! Angles are computed in f64: positions may be large (or negative, for blocks placed before the start of the window).
+
+/// Which two dimensions make a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairLayout {
+    /// `2i` with `2i + 1`: GGUF's `llama` and its kin (llama.cpp calls it NORM).
+    Adjacent,
+    /// `i` with `i + n_rot / 2` (NEOX).
+    Halves,
+}
+
+/// Frequencies of the pairs, in radians per position, and the factor on the rotated vectors.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    /// One per pair; `2 * len` dimensions of each head are rotated, the rest is left as it is.
+    pub frequencies: Vec<f64>,
+    /// Multiplies the rotated dimensions (YaRN and LongRoPE use it; 1 otherwise).
+    pub magnitude: f32,
+    /// Which dimensions pair up.
+    pub layout: PairLayout,
+}
+
+impl Rotary {
+    /// Appends `(cos, sin)` of every pair at `position`, times the magnitude, to `table`.
+    pub fn angles(&self, position: i64, table: &mut Vec<[f32; 2]>) {
+        for f in &self.frequencies {
+            let (sin, cos) = (position as f64 * f).sin_cos();
+            table.push([cos as f32 * self.magnitude, sin as f32 * self.magnitude]);
+        }
+    }
+
+    /// Pairs per head.
+    pub fn pairs(&self) -> usize {
+        self.frequencies.len()
+    }
+
+    /// Rotates one head's vector in place by the angles of its token (`pairs()` entries).
+    pub fn rotate(&self, head: &mut [f32], angles: &[[f32; 2]]) {
+        let n = self.pairs();
+        debug_assert!(angles.len() == n && head.len() >= 2 * n);
+        match self.layout {
+            PairLayout::Adjacent => {
+                for (pair, [c, s]) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                    let [a, b] = *pair;
+                    *pair = [a * c - b * s, a * s + b * c];
+                }
+            }
+            PairLayout::Halves => {
+                let (lo, hi) = head[..2 * n].split_at_mut(n);
+                for ((a, b), [c, s]) in lo.iter_mut().zip(hi).zip(angles) {
+                    (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+                }
+            }
+        }
+    }
+}

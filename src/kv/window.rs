@@ -1,0 +1,197 @@
+//! The local window: for each layer the rotated keys, the values and, where context may move to memory, the raw keys of
+//! the last tokens.
+//!
+//! Positions are those of the text since the last reset: entry `i` of the window is token `first() + i`. Keys are rotated
+//! once, when they come in; evicting from the front moves no position (RoPE depends on differences only), so nothing is
+//! rotated again. Memory wants unrotated keys: those are kept beside the rotated ones, in f32-exact or window precision.
+//!
+//! Invariant: every layer holds exactly `len()` entries, except while a forward pass is appending a batch.
+
+use crate::error::{Error, Result};
+use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
+use crate::kernels::codec::Codec;
+
+/// What one layer stores per token.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerShape {
+    /// KV heads.
+    pub heads_kv: usize,
+    /// Elements of a key.
+    pub key_length: usize,
+    /// Elements of a value.
+    pub value_length: usize,
+    /// Sliding window of this layer; 0 is unlimited.
+    pub sliding_window: usize,
+    /// Keep the unrotated keys too.
+    pub keep_raw: bool,
+}
+
+#[derive(Default)]
+struct Layer {
+    keys: Vec<u8>,
+    raw_keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+/// The local context of a session.
+pub struct Window {
+    shapes: Vec<LayerShape>,
+    layers: Vec<Layer>,
+    codec: Codec,
+    capacity: usize,
+    len: usize,
+    first: i64,
+}
+
+impl Window {
+    /// An empty window of at most `capacity` tokens.
+    pub fn new(shapes: Vec<LayerShape>, codec: Codec, capacity: usize) -> Window {
+        let layers = shapes.iter().map(|_| Layer::default()).collect();
+        Window { shapes, layers, codec, capacity, len: 0, first: 0 }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Most tokens it may hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Position of the oldest entry.
+    pub fn first(&self) -> i64 {
+        self.first
+    }
+
+    /// Position of the next token.
+    pub fn next_position(&self) -> i64 {
+        self.first + self.len as i64
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|l| l.keys.capacity() + l.raw_keys.capacity() + l.values.capacity()).sum()
+    }
+
+    /// Makes room for `n` more tokens, or says that the window or the RAM is too small. Nothing changes on error.
+    pub fn reserve(&mut self, n: usize) -> Result<()> {
+        let need = self.len + n;
+        if need > self.capacity {
+            return Err(Error::Limit { what: "context window (tokens)".into(), limit: self.capacity as u64, asked: need as u64 });
+        }
+        for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
+            let keys = need * shape.heads_kv * shape.key_length * self.codec.bytes();
+            let values = need * shape.heads_kv * shape.value_length * self.codec.bytes();
+            grow(&mut layer.keys, keys)?;
+            grow(&mut layer.values, values)?;
+            if shape.keep_raw {
+                grow(&mut layer.raw_keys, keys)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a batch's keys and values, `(tokens, heads_kv, length)`, to one layer. Between the first layer of a batch and
+    /// [`Window::advance`] the layers differ in length.
+    pub fn append(&mut self, layer: usize, keys: &[f32], raw_keys: &[f32], values: &[f32]) {
+        let l = &mut self.layers[layer];
+        self.codec.encode(keys, &mut l.keys);
+        self.codec.encode(values, &mut l.values);
+        if self.shapes[layer].keep_raw {
+            self.codec.encode(raw_keys, &mut l.raw_keys);
+        }
+    }
+
+    /// Ends a batch of `n` tokens: all layers have it now.
+    pub fn advance(&mut self, n: usize) {
+        self.len += n;
+    }
+
+    /// Drops what an interrupted batch has appended to some layers.
+    pub fn roll_back(&mut self) {
+        self.truncate(self.len);
+    }
+
+    /// Keeps the first `len` entries.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
+            let keys = self.len * shape.heads_kv * shape.key_length * self.codec.bytes();
+            layer.keys.truncate(keys);
+            layer.raw_keys.truncate(keys);
+            layer.values.truncate(self.len * shape.heads_kv * shape.value_length * self.codec.bytes());
+        }
+    }
+
+    /// Drops the `n` oldest entries.
+    pub fn evict(&mut self, n: usize) {
+        let n = n.min(self.len);
+        for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
+            let keys = n * shape.heads_kv * shape.key_length * self.codec.bytes();
+            let values = n * shape.heads_kv * shape.value_length * self.codec.bytes();
+            layer.keys.drain(..keys);
+            layer.values.drain(..values);
+            if shape.keep_raw {
+                layer.raw_keys.drain(..keys);
+            }
+        }
+        self.first += n as i64;
+        self.len -= n;
+    }
+
+    /// Empties the window and starts counting positions at 0.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+        self.first = 0;
+    }
+
+    /// Unrotated keys and values, `(n, heads_kv, length)` each, of entries `from .. from + n` of a layer.
+    pub fn raw(&self, layer: usize, from: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+        let shape = &self.shapes[layer];
+        let l = &self.layers[layer];
+        let decode = |bytes: &[u8], width: usize, out: &mut Vec<f32>| {
+            out.clear();
+            out.resize(n * width, 0.0);
+            let each = width * self.codec.bytes();
+            self.codec.decode_into(&bytes[from * each..(from + n) * each], out);
+        };
+        let keys_from = if shape.keep_raw { &l.raw_keys } else { &l.keys };
+        decode(keys_from, shape.heads_kv * shape.key_length, keys);
+        decode(&l.values, shape.heads_kv * shape.value_length, values);
+    }
+
+    /// What KV head `head` of `layer` holds, the batch just appended included, for attention.
+    pub fn segment(&self, layer: usize, head: usize) -> KvSegment<'_> {
+        let shape = &self.shapes[layer];
+        let l = &self.layers[layer];
+        let each = self.codec.bytes();
+        let width = shape.heads_kv * shape.key_length * each;
+        let len = l.keys.len() / width;
+        KvSegment {
+            codec: self.codec,
+            keys: l.keys.get(head * shape.key_length * each..).unwrap_or(&[]),
+            values: l.values.get(head * shape.value_length * each..).unwrap_or(&[]),
+            key_stride: shape.heads_kv * shape.key_length,
+            value_stride: shape.heads_kv * shape.value_length,
+            len,
+            query: QueryKind::Local,
+            visibility: Visibility::Causal { first: self.len, window: shape.sliding_window },
+        }
+    }
+}
+
+fn grow(v: &mut Vec<u8>, len: usize) -> Result<()> {
+    if len > v.capacity() {
+        // Half as much again, so that decoding token by token does not copy the window each time.
+        let want = len.max(v.capacity() + v.capacity() / 2);
+        v.try_reserve_exact(want - v.len()).map_err(|_| Error::OutOfMemory { what: "the local window", bytes: want as u64 })?;
+    }
+    Ok(())
+}
