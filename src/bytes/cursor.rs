@@ -3,6 +3,9 @@
 
 use crate::error::{Error, Result};
 
+/// Characters of a field's name that an error repeats.
+const FIELD_CHARS_MAX: usize = 120;
+
 /// Position in a byte slice; all multi-byte values are little-endian.
 #[derive(Clone)]
 pub struct Cursor<'a> {
@@ -34,7 +37,12 @@ impl<'a> Cursor<'a> {
 
     /// An [`Error::Format`] at a given offset.
     pub fn error_at(&self, offset: u64, field: &str, expected: impl ToString, found: impl ToString) -> Error {
-        Error::Format { file: self.file, offset, field: field.into(), expected: expected.to_string(), found: found.to_string() }
+        // A name may come from the file and be of any length.
+        let field = match field.char_indices().nth(FIELD_CHARS_MAX) {
+            Some((cut, _)) => format!("{}...", &field[..cut]),
+            None => field.into(),
+        };
+        Error::Format { file: self.file, offset, field, expected: expected.to_string(), found: found.to_string() }
     }
 
     /// The next `len` bytes, borrowed from the file itself.

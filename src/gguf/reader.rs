@@ -1,6 +1,6 @@
 //! Opening a GGUF file: header, metadata, tensor directory; then typed look-ups whose errors name the key.
 
-use super::value::read_string;
+use super::value::{STRING_BYTES_MAX, read_string};
 use super::{Array, TensorInfo, TensorType, Value, ValueType};
 use crate::bytes::{Cursor, Map, MapSlice};
 use crate::error::{Error, Result};
@@ -10,8 +10,14 @@ use std::sync::Arc;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"GGUF");
 const ALIGNMENT_DEFAULT: u64 = 32;
+const KEY_BYTES_MAX: usize = 65535;
 const NAME_BYTES_MAX: usize = 64;
 const DIMS_MAX: u32 = 4;
+/// Real files have some dozens of keys, and some thousands of tensors at most; entries cost more memory than file.
+const METADATA_MAX: usize = 1 << 16;
+const TENSORS_MAX: usize = 1 << 18;
+/// Keys and strings are copied out of the map: all of them together may have this many bytes.
+const COPIED_BYTES_MAX: usize = 4 * STRING_BYTES_MAX;
 
 /// A parsed GGUF file over its map.
 pub struct Gguf {
@@ -37,34 +43,36 @@ impl Gguf {
         let mut c = Cursor::new("GGUF", bytes);
         let version = read_version(&mut c)?;
         // The least a tensor entry takes: name length, no name, dimension count, one dimension, type, offset.
-        let tensor_count = c.count("tensor_count", 8 + 4 + 8 + 4 + 8)?;
-        let metadata_count = c.count("metadata_kv_count", 8 + 4 + 1)?;
+        let tensor_count = read_count(&mut c, "tensor_count", 8 + 4 + 8 + 4 + 8, TENSORS_MAX)?;
+        let metadata_count = read_count(&mut c, "metadata_kv_count", 8 + 4 + 1, METADATA_MAX)?;
 
         let mut metadata = Vec::new();
         let mut by_key = HashMap::new();
+        let mut copied = 0;
+        let mut alignment = ALIGNMENT_DEFAULT;
         for i in 0..metadata_count {
             let at = c.offset();
-            let key = read_string(&mut c, &format!("key of metadata entry {i}"))?;
-            if key.is_empty() {
-                return Err(c.error_at(at, &format!("key of metadata entry {i}"), "a name", "an empty string"));
-            }
+            let key = read_name(&mut c, "key of metadata entry", i, KEY_BYTES_MAX)?;
             let type_at = c.offset();
             let id = c.u32(&key)?;
             let ty = ValueType::from_id(id).ok_or_else(|| c.error_at(type_at, &key, "a value type id of 0 to 12", id))?;
+            let value_at = c.offset();
             let value = Value::read(ty, &mut c, &map, &key, 0)?;
+            copied += key.len() + value.as_str().map_or(0, str::len);
+            if copied > COPIED_BYTES_MAX {
+                return Err(c.error_at(value_at, &key, format!("at most {COPIED_BYTES_MAX} bytes of strings in all"), "more"));
+            }
+            if key == "general.alignment" {
+                alignment = match value.as_u64() {
+                    Some(a) if a.is_power_of_two() && (8..=1 << 20).contains(&a) => a,
+                    _ => return Err(c.error_at(value_at, &key, "a power of two of 8 to 2^20", format!("{value:?}"))),
+                };
+            }
             if by_key.insert(key.clone(), i).is_some() {
                 return Err(c.error_at(at, &key, "each key once", "the key a second time"));
             }
             metadata.push((key, value));
         }
-
-        let alignment = match by_key.get("general.alignment").map(|&i| &metadata[i].1) {
-            None => ALIGNMENT_DEFAULT,
-            Some(v) => match v.as_u64() {
-                Some(a) if a.is_power_of_two() && (8..=1 << 20).contains(&a) => a,
-                _ => return Err(c.error_at(0, "general.alignment", "a power of two of 8 to 2^20", format!("{v:?}"))),
-            },
-        };
 
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let mut offsets = Vec::new();
@@ -148,9 +156,9 @@ impl Gguf {
         self.typed(key, "an unsigned integer of 32 bits", |v| v.as_u64().and_then(|v| v.try_into().ok()))
     }
 
-    /// A finite number.
+    /// A number that is finite as f32.
     pub fn f32(&self, key: &str) -> Result<Option<f32>> {
-        self.typed(key, "a finite number", |v| v.as_f64().filter(|v| v.is_finite()).map(|v| v as f32))
+        self.typed(key, "a finite number", |v| v.as_f64().map(|v| v as f32).filter(|v| v.is_finite()))
     }
 
     /// A boolean.
@@ -184,18 +192,38 @@ fn read_version(c: &mut Cursor<'_>) -> Result<u32> {
     match version {
         2 | 3 => Ok(version),
         1 => Err(c.error_at(4, "version", "2 or 3", "1 (convert the file again with a tool of this decade)")),
-        v if v.swap_bytes() < 16 => Err(c.error_at(4, "version", "a little-endian file", "a big-endian one")),
+        v if (1..16).contains(&v.swap_bytes()) => Err(c.error_at(4, "version", "a little-endian file", "a big-endian one")),
         v => Err(c.error_at(4, "version", "2 or 3", v)),
     }
+}
+
+/// A count of entries that take at least `bytes_each` bytes each.
+fn read_count(c: &mut Cursor<'_>, field: &str, bytes_each: usize, max: usize) -> Result<usize> {
+    let at = c.offset();
+    match c.count(field, bytes_each)? {
+        n if n > max => Err(c.error_at(at, field, format!("at most {max}"), n)),
+        n => Ok(n),
+    }
+}
+
+/// A key or a tensor's name. Control characters are refused here, so that names can be printed everywhere.
+fn read_name(c: &mut Cursor<'_>, what: &str, i: usize, max: usize) -> Result<String> {
+    let at = c.offset();
+    let field = format!("{what} {i}");
+    let name = read_string(c, &field, max)?;
+    if name.is_empty() {
+        return Err(c.error_at(at, &field, format!("1 to {max} bytes"), "an empty string"));
+    }
+    if let Some(found) = name.chars().find(|ch| ch.is_control()) {
+        return Err(c.error_at(at, &field, "a name without control characters", format!("{found:?}")));
+    }
+    Ok(name)
 }
 
 /// One directory entry: the tensor (its range still unset), its offset within the data, and where the entry stands.
 fn read_tensor(c: &mut Cursor<'_>, i: usize, alignment: u64) -> Result<(TensorInfo, u64, u64)> {
     let at = c.offset();
-    let name = read_string(c, &format!("name of tensor {i}"))?;
-    if name.is_empty() || name.len() > NAME_BYTES_MAX {
-        return Err(c.error_at(at, &format!("name of tensor {i}"), format!("1 to {NAME_BYTES_MAX} bytes"), name.len()));
-    }
+    let name = read_name(c, "name of tensor", i, NAME_BYTES_MAX)?;
     let dims_at = c.offset();
     let n_dims = c.u32(&name)?;
     if !(1..=DIMS_MAX).contains(&n_dims) {
@@ -207,8 +235,9 @@ fn read_tensor(c: &mut Cursor<'_>, i: usize, alignment: u64) -> Result<(TensorIn
         let d_at = c.offset();
         let d = c.u64(&name)?;
         elements = match elements.checked_mul(d) {
-            Some(e) if d > 0 && e <= i64::MAX as u64 => e,
-            _ => return Err(c.error_at(d_at, &name, "dimensions above 0 whose product fits 63 bits", d)),
+            // `isize`, for `rows` and `cols` are `usize`, also where that has 32 bits.
+            Some(e) if d > 0 && e <= isize::MAX as u64 => e,
+            _ => return Err(c.error_at(d_at, &name, format!("dimensions above 0 with a product of at most {}", isize::MAX), d)),
         };
         dims.push(d);
     }

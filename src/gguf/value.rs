@@ -33,6 +33,11 @@ impl ValueType {
         [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64].into_iter().find(|t| *t as u32 == id)
     }
 
+    /// True for numbers and booleans.
+    pub fn is_scalar(self) -> bool {
+        !matches!(self, ValueType::String | ValueType::Array)
+    }
+
     /// Bytes of a scalar; the least number of bytes for a string or an array.
     pub fn bytes_min(self) -> usize {
         use ValueType::*;
@@ -67,7 +72,7 @@ impl ValueType {
 }
 
 /// A metadata value.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[allow(missing_docs)]
 pub enum Value {
     U8(u8),
@@ -169,7 +174,7 @@ impl Value {
                 1 => Value::Bool(true),
                 v => return Err(c.error_at(c.offset() - 1, field, "a bool (0 or 1)", v)),
             },
-            ValueType::String => Value::String(read_string(c, field)?),
+            ValueType::String => Value::String(read_string(c, field, STRING_BYTES_MAX)?),
             ValueType::Array => Value::Array(Array::read(c, map, field, depth)?),
             ValueType::U64 => Value::U64(c.u64(field)?),
             ValueType::I64 => Value::I64(c.u64(field)? as i64),
@@ -178,10 +183,44 @@ impl Value {
     }
 }
 
-/// A length-prefixed string that must be UTF-8.
-pub(super) fn read_string(c: &mut Cursor<'_>, field: &str) -> Result<String> {
+/// Characters of a string that `Debug`, and with it an error, repeats.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// The type's name and the value, cut to a length that fits an error.
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.ty().name();
+        match self {
+            Value::U8(v) => write!(f, "{name} {v}"),
+            Value::I8(v) => write!(f, "{name} {v}"),
+            Value::U16(v) => write!(f, "{name} {v}"),
+            Value::I16(v) => write!(f, "{name} {v}"),
+            Value::U32(v) => write!(f, "{name} {v}"),
+            Value::I32(v) => write!(f, "{name} {v}"),
+            Value::F32(v) => write!(f, "{name} {v}"),
+            Value::Bool(v) => write!(f, "{name} {v}"),
+            Value::U64(v) => write!(f, "{name} {v}"),
+            Value::I64(v) => write!(f, "{name} {v}"),
+            Value::F64(v) => write!(f, "{name} {v}"),
+            Value::Array(v) => write!(f, "{v:?}"),
+            Value::String(v) => match v.char_indices().nth(SHOWN_CHARS_MAX) {
+                Some((cut, _)) => write!(f, "{name} {:?}... ({} bytes)", &v[..cut], v.len()),
+                None => write!(f, "{name} {v:?}"),
+            },
+        }
+    }
+}
+
+/// The longest string. Chat templates and embedded tokenizers stay below a tenth of it.
+pub(super) const STRING_BYTES_MAX: usize = 64 << 20;
+
+/// A length-prefixed string of at most `max` bytes that must be UTF-8.
+pub(super) fn read_string(c: &mut Cursor<'_>, field: &str, max: usize) -> Result<String> {
     let at = c.offset();
     let len = c.count(field, 1)?;
+    if len > max {
+        return Err(c.error_at(at, field, format!("a string of at most {max} bytes"), format!("{len} bytes")));
+    }
     let bytes = c.take(field, len)?;
     std::str::from_utf8(bytes)
         .map(str::to_owned)
@@ -217,7 +256,11 @@ impl Array {
         match ty {
             ValueType::String => {
                 for _ in 0..len {
+                    let at = c.offset();
                     let n = c.count(field, 1)?;
+                    if n > STRING_BYTES_MAX {
+                        return Err(c.error_at(at, field, format!("strings of at most {STRING_BYTES_MAX} bytes"), format!("{n} bytes")));
+                    }
                     c.take(field, n)?;
                 }
             }
@@ -242,11 +285,11 @@ impl Array {
         Cursor::new("GGUF", &self.map[self.range.clone()])
     }
 
-    /// The elements, decoded one at a time.
+    /// The elements, decoded one at a time. In strings that are not UTF-8 (vocabularies hold such) the wrong bytes are
+    /// replaced by U+FFFD; [`Array::strings`] gives the bytes themselves.
     pub fn values(&self) -> impl Iterator<Item = Value> + '_ {
         let mut c = self.cursor();
-        // `read` has walked these bytes already: only a string that is not UTF-8 can end the iteration early here
-        // (`strings` yields those too).
+        // `read` has walked these bytes already: nothing ends the iteration early.
         (0..self.len).map_while(move |_| self.next_value(&mut c))
     }
 
@@ -261,6 +304,10 @@ impl Array {
             inner.range.end = start + used;
             c.take("", used).ok()?;
             return Some(Value::Array(inner));
+        }
+        if self.ty == ValueType::String {
+            let len = c.count("", 1).ok()?;
+            return Some(Value::String(String::from_utf8_lossy(c.take("", len).ok()?).into_owned()));
         }
         Value::read(self.ty, c, &self.map, "", self.depth + 1).ok()
     }

@@ -2,15 +2,20 @@
 
 use super::{TensorType, ValueType};
 use crate::error::{Error, Result};
+use std::collections::HashSet;
 use std::io::Write;
 
-const ALIGNMENT: usize = 32;
+const ALIGNMENT_DEFAULT: u64 = 32;
 
-/// Collects metadata and tensors, then writes the file in one go.
+/// Collects metadata and tensors, then writes the file in one go. What cannot be written well (a key twice, a scalar of the
+/// wrong size, a tensor whose bytes do not fit its shape) is refused by [`Writer::write`].
 #[derive(Default)]
 pub struct Writer {
     metadata: Vec<u8>,
-    metadata_count: u64,
+    keys: HashSet<String>,
+    /// `general.alignment`, if it was added.
+    alignment: Option<u64>,
+    fault: Option<Error>,
     tensors: Vec<(String, TensorType, Vec<u64>, Vec<u8>)>,
 }
 
@@ -21,14 +26,28 @@ impl Writer {
     }
 
     fn key(&mut self, key: &str, ty: ValueType) {
-        self.metadata_count += 1;
+        if key.is_empty() || !self.keys.insert(key.into()) {
+            self.refuse(key, "each key once, and none empty", "it again, or an empty one");
+        }
         put_string(&mut self.metadata, key.as_bytes());
         self.metadata.extend((ty as u32).to_le_bytes());
     }
 
+    /// Keeps the first fault for [`Writer::write`] to return.
+    fn refuse(&mut self, field: &str, expected: impl ToString, found: impl ToString) {
+        self.fault.get_or_insert_with(|| Error::model(field, expected, found));
+    }
+
     /// Adds a value of any scalar type from its little-endian bytes.
     pub fn scalar(&mut self, key: &str, ty: ValueType, little_endian: &[u8]) -> &mut Self {
-        debug_assert_eq!(little_endian.len(), ty.bytes_min());
+        if !ty.is_scalar() || little_endian.len() != ty.bytes_min() {
+            self.refuse(key, format!("the bytes of one {}", ty.name()), format!("{} bytes", little_endian.len()));
+        }
+        if key == "general.alignment" {
+            let mut wide = [0; 8];
+            little_endian.iter().zip(&mut wide).for_each(|(from, to)| *to = *from);
+            self.align(u64::from_le_bytes(wide));
+        }
         self.key(key, ty);
         self.metadata.extend(little_endian);
         self
@@ -67,6 +86,9 @@ impl Writer {
 
     /// Adds an array of scalars from their little-endian bytes.
     pub fn array(&mut self, key: &str, ty: ValueType, little_endian: &[u8]) -> &mut Self {
+        if !ty.is_scalar() || !little_endian.len().is_multiple_of(ty.bytes_min()) {
+            self.refuse(key, format!("the bytes of whole {}s", ty.name()), format!("{} bytes", little_endian.len()));
+        }
         self.array_header(key, ty, little_endian.len() / ty.bytes_min());
         self.metadata.extend(little_endian);
         self
@@ -95,9 +117,20 @@ impl Writer {
 
     /// Copies metadata `key` of another file as it stands.
     pub fn copy(&mut self, key: &str, value: &super::Value) -> &mut Self {
+        if key == "general.alignment" {
+            self.align(value.as_u64().unwrap_or(0));
+        }
         self.key(key, value.ty());
         put_value(&mut self.metadata, value);
         self
+    }
+
+    /// From here on the file has another alignment of tensors than the usual 32.
+    fn align(&mut self, alignment: u64) {
+        if !alignment.is_power_of_two() || !(8..=1 << 20).contains(&alignment) {
+            self.refuse("general.alignment", "a power of two of 8 to 2^20", alignment);
+        }
+        self.alignment = Some(alignment);
     }
 
     /// Adds a tensor; `dims` fastest first; `bytes` as they go into the file.
@@ -109,33 +142,55 @@ impl Writer {
     /// Writes the file.
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let io = |source| Error::Io { what: "write GGUF".into(), source };
+        let head = self.head()?;
+        out.write_all(&head).map_err(io)?;
+        for (_, _, _, bytes) in &self.tensors {
+            out.write_all(bytes).map_err(io)?;
+            out.write_all(&vec![0; self.padded(bytes.len()) - bytes.len()]).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Everything before the tensors' data.
+    fn head(&self) -> Result<Vec<u8>> {
+        if let Some(Error::Model { field, expected, found }) = &self.fault {
+            return Err(Error::model(field.clone(), expected, found));
+        }
         let mut head = Vec::new();
         head.extend(b"GGUF");
         head.extend(3u32.to_le_bytes());
         head.extend((self.tensors.len() as u64).to_le_bytes());
-        head.extend(self.metadata_count.to_le_bytes());
+        head.extend((self.keys.len() as u64).to_le_bytes());
         head.extend(&self.metadata);
-        let mut offset = 0u64;
+        let mut offset = 0;
+        let mut names = HashSet::new();
         for (name, ty, dims, bytes) in &self.tensors {
-            let expected = dims.iter().skip(1).try_fold(ty.row_bytes(dims[0] as usize).unwrap_or(0), |b, d| b.checked_mul(*d as usize));
-            if expected != Some(bytes.len()) {
-                return Err(Error::model(name.clone(), format!("{expected:?} bytes for {ty} {dims:?}"), bytes.len()));
+            if !(1..=64).contains(&name.len()) || !names.insert(name) {
+                return Err(Error::model(
+                    name.clone(),
+                    "each tensor once, by a name of 1 to 64 bytes",
+                    format!("{} bytes, or it again", name.len()),
+                ));
+            }
+            let row = dims.first().and_then(|d| ty.row_bytes(*d as usize));
+            let expected = row.and_then(|row| dims[1..].iter().try_fold(row, |b, d| b.checked_mul(*d as usize)));
+            if expected != Some(bytes.len()) || bytes.is_empty() || dims.len() > 4 {
+                let expected = format!("{ty} {dims:?}: 1 to 4 dimensions and {expected:?} bytes");
+                return Err(Error::model(name.clone(), expected, bytes.len()));
             }
             put_string(&mut head, name.as_bytes());
             head.extend((dims.len() as u32).to_le_bytes());
             dims.iter().for_each(|d| head.extend(d.to_le_bytes()));
             head.extend(ty.id().to_le_bytes());
-            head.extend(offset.to_le_bytes());
-            offset = (offset + bytes.len() as u64).next_multiple_of(ALIGNMENT as u64);
+            head.extend((offset as u64).to_le_bytes());
+            offset += self.padded(bytes.len());
         }
-        head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
-        out.write_all(&head).map_err(io)?;
-        for (_, _, _, bytes) in &self.tensors {
-            out.write_all(bytes).map_err(io)?;
-            let pad = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
-            out.write_all(&[0u8; ALIGNMENT][..pad]).map_err(io)?;
-        }
-        Ok(())
+        head.resize(self.padded(head.len()), 0);
+        Ok(head)
+    }
+
+    fn padded(&self, bytes: usize) -> usize {
+        bytes.next_multiple_of(self.alignment.unwrap_or(ALIGNMENT_DEFAULT) as usize)
     }
 
     /// The file as bytes.
