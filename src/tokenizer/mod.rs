@@ -8,6 +8,8 @@
 //! byte-level vocabulary that has all 256 bytes, decoding an encoding gives the text back, byte for byte.
 
 mod bpe;
+#[cfg(feature = "chat")]
+pub mod chat;
 mod pretokenize;
 mod roles;
 mod special;
