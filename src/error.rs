@@ -126,6 +126,17 @@ impl Error {
     }
 }
 
+/// Characters of a string from a file that an error repeats.
+const QUOTED_CHARS_MAX: usize = 60;
+
+/// A string from a file as an error may repeat it: in quotes, control characters escaped, cut to a decent length.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARS_MAX) {
+        Some((cut, _)) => format!("{:?}... ({} bytes)", &text[..cut], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
 /// A zeroed vector, or [`Error::OutOfMemory`] where `vec![]` would abort the process.
 pub fn try_zeroed<T: Clone + Default>(what: &'static str, len: usize) -> Result<Vec<T>> {
     let mut v = Vec::new();

@@ -2,7 +2,7 @@
 //! vocabulary of a quarter of a million strings costs nothing until somebody asks.
 
 use crate::bytes::{Cursor, Map};
-use crate::error::Result;
+use crate::error::{Result, quoted};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -183,9 +183,6 @@ impl Value {
     }
 }
 
-/// Characters of a string that `Debug`, and with it an error, repeats.
-const SHOWN_CHARS_MAX: usize = 60;
-
 /// The type's name and the value, cut to a length that fits an error.
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -203,10 +200,7 @@ impl std::fmt::Debug for Value {
             Value::I64(v) => write!(f, "{name} {v}"),
             Value::F64(v) => write!(f, "{name} {v}"),
             Value::Array(v) => write!(f, "{v:?}"),
-            Value::String(v) => match v.char_indices().nth(SHOWN_CHARS_MAX) {
-                Some((cut, _)) => write!(f, "{name} {:?}... ({} bytes)", &v[..cut], v.len()),
-                None => write!(f, "{name} {v:?}"),
-            },
+            Value::String(v) => write!(f, "{name} {}", quoted(v)),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::pretokenize::PreTokenizer;
 use super::table::{Hasher, IndexTable};
 use super::unicode::len_by_lead;
 use super::vocabulary::{Vocabulary, string_array};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::Gguf;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -106,7 +106,7 @@ impl Bpe {
         let mut ranks = IndexTable::with_capacity(array.len);
         let mut joined = Vec::new();
         for (rank, text) in array.strings().enumerate() {
-            let bad = |expected: &str| Error::model(MERGES, expected, format!("merge {rank}: {:?}", String::from_utf8_lossy(text)));
+            let bad = |expected: &str| Error::model(MERGES, expected, format!("merge {rank}: {}", quoted(&String::from_utf8_lossy(text))));
             // The left half may itself begin with a space where the alphabet is plain text.
             let cut = text.iter().skip(1).position(|b| *b == b' ').ok_or_else(|| bad("two tokens and a space between them"))? + 1;
             let (left, right) = (&text[..cut], &text[cut + 1..]);

@@ -23,7 +23,7 @@ mod vocabulary;
 pub use stream::Utf8Stream;
 pub use vocabulary::TokenKind;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::{Gguf, keys};
 use bpe::Bpe;
 use pretokenize::PreTokenizer;
@@ -70,8 +70,11 @@ impl Tokenizer {
             "gemma4" => Some(PreTokenizer::newlines()),
             "llama" => None,
             _ => {
-                let what =
-                    format!("{} \"{model}\": only gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are", keys::TOKENIZER_MODEL);
+                let what = format!(
+                    "{} {}: only gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are",
+                    keys::TOKENIZER_MODEL,
+                    quoted(model)
+                );
                 return Err(Error::Unsupported(what));
             }
         };
@@ -310,7 +313,7 @@ fn pre_tokenizer(gguf: &Gguf, options: &TokenizerOptions) -> Result<PreTokenizer
     };
     PreTokenizer::by_name(name).ok_or_else(|| {
         let key = keys::TOKENIZER_PRE;
-        Error::Unsupported(format!("{key} \"{name}\"; if it splits text as a known one does, name that one to override it"))
+        Error::Unsupported(format!("{key} {}; if it splits text as a known one does, name that one to override it", quoted(name)))
     })
 }
 

@@ -3,11 +3,14 @@
 //! Invariants: ids are `0..len`, no text stands twice, every array has one entry for each token.
 
 use super::table::{Hasher, IndexTable};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::{Array, Gguf, ValueType, keys};
 
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
+
+/// Special tokens are looked for at every byte of a text: their length bounds what that costs.
+const SPECIAL_BYTES_MAX: usize = 1024;
 
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +96,12 @@ impl Vocabulary {
 
         let ids = IndexTable::with_capacity(ends.len());
         let mut vocabulary = Vocabulary { texts, ends, attrs, scores, ids, hasher: Hasher::new(), text_bytes_max };
+        let special = attr::CONTROL | attr::USER_DEFINED | attr::UNKNOWN;
+        let too_long = |id: &u32| vocabulary.attr(*id) & special != 0 && vocabulary.text(*id).len() > SPECIAL_BYTES_MAX;
+        if let Some(id) = vocabulary.ids().find(too_long) {
+            let expected = format!("special tokens of at most {SPECIAL_BYTES_MAX} bytes");
+            return Err(Error::model(keys::TOKENIZER_TOKENS, expected, format!("{} in token {id}", vocabulary.text(id).len())));
+        }
         vocabulary.index()?;
         Ok(vocabulary)
     }
@@ -102,7 +111,7 @@ impl Vocabulary {
         for id in 0..self.len() as u32 {
             let text = self.text(id);
             if let Some(first) = ids.insert(self.hasher.bytes(text), id, |other| self.text(other) == text) {
-                let found = format!("{:?} as token {first} and as token {id}", String::from_utf8_lossy(text));
+                let found = format!("{} as token {first} and as token {id}", quoted(&String::from_utf8_lossy(text)));
                 return Err(Error::model(keys::TOKENIZER_TOKENS, "each token once", found));
             }
         }
