@@ -11,18 +11,24 @@ const FIELD_CHARS_MAX: usize = 120;
 pub struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    base: u64,
     file: &'static str,
 }
 
 impl<'a> Cursor<'a> {
     /// Starts at byte 0 of `bytes`; `file` is the kind of file that errors will name.
     pub fn new(file: &'static str, bytes: &'a [u8]) -> Self {
-        Cursor { bytes, at: 0, file }
+        Cursor { bytes, at: 0, base: 0, file }
+    }
+
+    /// Starts at byte 0 of `bytes`, which lie at `base` in their file: errors and [`Cursor::offset`] count from the file's start.
+    pub fn with_base(file: &'static str, bytes: &'a [u8], base: u64) -> Self {
+        Cursor { bytes, at: 0, base, file }
     }
 
     /// Offset of the next byte.
     pub fn offset(&self) -> u64 {
-        self.at as u64
+        self.base + self.at as u64
     }
 
     /// Bytes from here to the end.

@@ -5,6 +5,7 @@
 //! append-only and their writer never shrinks them below the committed length.
 #![allow(unsafe_code)]
 
+use crate::bytes::AlignedBytes;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 enum Backing {
     Mapped(memmap2::Mmap),
     Owned(Box<[u8]>),
+    Aligned(AlignedBytes),
 }
 
 /// A whole file, or a part of one, mapped read-only; or bytes in memory under the same face.
@@ -50,6 +52,11 @@ impl Map {
         Map { backing: Backing::Owned(bytes.into_boxed_slice()) }
     }
 
+    /// Bytes that live in memory and start at a multiple of 64, as those of a file do.
+    pub fn aligned(bytes: AlignedBytes) -> Map {
+        Map { backing: Backing::Aligned(bytes) }
+    }
+
     /// Tells the kernel that this range will be read soon, so that the first touch finds it in memory. A hint only.
     pub fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]
@@ -73,6 +80,7 @@ impl Deref for Map {
         match &self.backing {
             Backing::Mapped(map) => map,
             Backing::Owned(bytes) => bytes,
+            Backing::Aligned(bytes) => bytes,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Where files are written: a small trait, so that tests can stand a simulated disk with crashes and errors in its place.
 
+use crate::bytes::{AlignedBytes, Map};
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// Positioned reads and writes with an explicit durability point. Offsets are bytes.
-pub trait Storage: Send {
+pub trait Storage: Send + Sync {
     /// Present length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// True if there is not a single byte.
@@ -21,25 +22,62 @@ pub trait Storage: Send {
     fn set_len(&mut self, len: u64) -> io::Result<()>;
     /// Returns only when everything written so far would survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
+    /// The bytes `offset..offset + len` as a slice that stays: a map where the system has one, else a copy.
+    fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
+        let mut bytes = AlignedBytes::zeroed("a copy of a file", len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        self.read_exact_at(&mut bytes, offset)?;
+        Ok(Map::aligned(bytes))
+    }
 }
 
 /// [`Storage`] on a real file.
 pub struct FileStorage {
     file: File,
     path: PathBuf,
+    /// Systems without positioned reads move one shared file position instead.
+    #[cfg(not(unix))]
+    position: std::sync::Mutex<()>,
 }
 
 impl FileStorage {
+    fn new(file: File, path: &Path) -> FileStorage {
+        FileStorage {
+            file,
+            path: path.into(),
+            #[cfg(not(unix))]
+            position: Default::default(),
+        }
+    }
+
     /// Creates a new file; fails if one exists.
     pub fn create(path: &Path) -> Result<FileStorage> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| Error::io("create", path, e))?;
-        Ok(FileStorage { file, path: path.into() })
+        Ok(FileStorage::new(file, path))
     }
 
     /// Opens an existing file for reading and writing.
     pub fn open(path: &Path) -> Result<FileStorage> {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| Error::io("open", path, e))?;
-        Ok(FileStorage { file, path: path.into() })
+        Ok(FileStorage::new(file, path))
+    }
+
+    /// Opens an existing file for reading only: every write fails. Works on read-only media.
+    pub fn open_read_only(path: &Path) -> Result<FileStorage> {
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(FileStorage::new(file, path))
+    }
+
+    /// Makes the file's name durable (a new file's directory entry is not covered by the file's own sync).
+    pub fn sync_directory(&self) -> Result<()> {
+        #[cfg(unix)]
+        {
+            let parent = match self.path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            File::open(parent).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync the directory", parent, e))?;
+        }
+        Ok(())
     }
 
     /// Takes the writer's lock, which the system drops with the process; [`Error::Busy`] if another process has it.
@@ -64,21 +102,39 @@ impl FileStorage {
     }
 }
 
-#[cfg(unix)]
 impl Storage for FileStorage {
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
+    #[cfg(unix)]
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(&self.file, buf, offset)
     }
+    #[cfg(unix)]
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(&self.file, buf, offset)
+    }
+    #[cfg(not(unix))]
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        use io::{Read, Seek};
+        let _position = self.position.lock().unwrap_or_else(|e| e.into_inner());
+        (&self.file).seek(io::SeekFrom::Start(offset))?;
+        (&self.file).read_exact(buf)
+    }
+    #[cfg(not(unix))]
+    fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        use io::{Seek, Write};
+        let _position = self.position.lock().unwrap_or_else(|e| e.into_inner());
+        (&self.file).seek(io::SeekFrom::Start(offset))?;
+        (&self.file).write_all(buf)
     }
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+    fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
+        Map::of_file(&self.file, offset, len as u64)
     }
 }

@@ -1,1 +1,23 @@
 //! Context that outlives the window: an append-only file of key and value blocks, its index and its reader.
+//!
+//! A [`Memory`] holds entries, one for each token: its id and, for each stored layer and head, its *unrotated* key and its value.
+//! Position is no part of it, so that one file serves FoT memory layers and block retrieval, and several memories can be read
+//! together. What is appended is visible at once and durable after [`Memory::commit`]. The file is described in
+//! `docs/memory-format.md`.
+//!
+//! Walk: `memory.rs` (the handle) -> `page.rs` (a block in memory: pack, summarise) -> `store.rs` (file: recover, commit) ->
+//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `format.rs` has the pages, `geometry.rs` the arithmetic.
+
+mod codec;
+mod format;
+mod geometry;
+mod maps;
+#[allow(clippy::module_inception)]
+mod memory;
+mod page;
+mod segment;
+mod store;
+
+pub use codec::Codec;
+pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
+pub use memory::{Access, BlockSpan, BlockView, Damage, LayerKv, Memory, Source, SourceSpan, Stats};

@@ -1,0 +1,408 @@
+//! The pages of a memory file, byte for byte: superblock, segment header, commit page, source spans. See `docs/memory-format.md`.
+//!
+//! Each page carries a CRC32C over itself in its last four bytes, so that a torn write is seen. What is parsed here is compared
+//! with what must stand there: the geometry and the number of tokens determine every other length.
+
+use super::geometry::{ARCHITECTURE_BYTES, PAGE_BYTES, Side};
+use super::{Codec, Fingerprint, Geometry, SourceSpan};
+use crate::bytes::Cursor;
+use crate::error::{Error, Result};
+
+/// What errors call this kind of file.
+pub const FILE: &str = "memory file";
+/// [`PAGE_BYTES`] as an offset.
+pub const PAGE: u64 = PAGE_BYTES as u64;
+/// Where the first segment stands: after the two superblocks.
+pub const FIRST_SEGMENT: u64 = 2 * PAGE;
+/// Tokens in one segment at most.
+pub const SEGMENT_TOKENS_MAX: u32 = 1 << 20;
+/// Bytes of a source's label at most.
+pub const LABEL_BYTES_MAX: usize = 4096;
+
+const SUPERBLOCK_MAGIC: [u8; 8] = *b"LOCIMEM\n";
+const SEGMENT_MAGIC: [u8; 8] = *b"LOCISEG\n";
+const COMMIT_MAGIC: [u8; 8] = *b"LOCICMT\n";
+const VERSION: u32 = 1;
+const SPANS_BYTES_MAX: u32 = 256 << 20;
+/// Sections start at multiples of this many bytes.
+const SECTION_ALIGNMENT: u64 = 64;
+/// Where the superblock's changing part stands.
+const HINT_AT: usize = 3072;
+
+/// A point of the commit chain: everything up to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tip {
+    /// Number of commits.
+    pub sequence: u64,
+    /// Offset of the byte after the last commit page: where the next segment goes.
+    pub end: u64,
+    /// Tokens in all commits.
+    pub tokens: u64,
+    /// Chain hash of the last commit.
+    pub hash: u64,
+}
+
+impl Tip {
+    /// The chain of a file with these superblocks, before its first commit. The identity of the file is what the chain starts with.
+    pub fn start(uuid: &[u8; 16]) -> Tip {
+        Tip { sequence: 0, end: FIRST_SEGMENT, tokens: 0, hash: fnv1a(&[uuid]) }
+    }
+}
+
+/// FNV-1a, 64 bits, over the parts one after the other. It tells a segment of another history from its own; against bit rot
+/// there are the CRCs, against forgery there is nothing.
+fn fnv1a(parts: &[&[u8]]) -> u64 {
+    parts.iter().flat_map(|p| p.iter()).fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Pads to a page and closes it with its CRC.
+fn seal(mut body: Vec<u8>) -> Vec<u8> {
+    body.resize(PAGE_BYTES - 4, 0);
+    let crc = crc32c::crc32c(&body);
+    body.extend(crc.to_le_bytes());
+    body
+}
+
+/// The cursor over a page whose magic and CRC are right.
+fn unseal<'a>(page: &'a [u8], offset: u64, what: &str, magic: [u8; 8]) -> Result<Cursor<'a>> {
+    let mut c = Cursor::with_base(FILE, page, offset);
+    let found: [u8; 8] = c.array("magic")?;
+    let Some((body, crc)) = page.split_last_chunk::<4>().filter(|_| page.len() == PAGE_BYTES) else {
+        return Err(Error::Corrupt { file: FILE, offset, what: format!("{what}: not a whole page") });
+    };
+    let (expected, computed) = (u32::from_le_bytes(*crc), crc32c::crc32c(body));
+    if found != magic || expected != computed {
+        let what = format!("{what}: magic {found:02x?}, CRC32C {computed:08x} where {expected:08x} is recorded");
+        return Err(Error::Corrupt { file: FILE, offset, what });
+    }
+    Ok(c)
+}
+
+/// Compares a field with the only value it can have.
+fn expect<T: PartialEq + std::fmt::Debug>(c: &Cursor, offset: u64, field: &str, expected: T, found: T) -> Result<()> {
+    if expected != found { Err(c.error_at(offset, field, format!("{expected:?}"), format!("{found:?}"))) } else { Ok(()) }
+}
+
+fn expect_u64(c: &mut Cursor, field: &str, expected: u64) -> Result<()> {
+    let offset = c.offset();
+    let found = c.u64(field)?;
+    expect(c, offset, field, expected, found)
+}
+
+fn expect_u32(c: &mut Cursor, field: &str, expected: u32) -> Result<()> {
+    let offset = c.offset();
+    let found = c.u32(field)?;
+    expect(c, offset, field, expected, found)
+}
+
+/// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Superblock {
+    /// A reader may ignore any of these.
+    pub compat: u64,
+    /// A reader may ignore these, a writer may not.
+    pub ro_compat: u64,
+    /// Random, given at creation.
+    pub uuid: [u8; 16],
+    /// The model this memory belongs to.
+    pub fingerprint: Fingerprint,
+    /// The shape of every block.
+    pub geometry: Geometry,
+    /// Goes up with each rewriting of either copy.
+    pub generation: u64,
+    /// A commit that was durable before this copy was written: the chain cannot be shorter.
+    pub durable: Tip,
+}
+
+impl Superblock {
+    /// True if the page starts as a superblock does.
+    pub fn is_magic(page: &[u8]) -> bool {
+        page.starts_with(&SUPERBLOCK_MAGIC)
+    }
+
+    /// The page.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut p = Vec::with_capacity(PAGE_BYTES);
+        p.extend(SUPERBLOCK_MAGIC);
+        p.extend(VERSION.to_le_bytes());
+        p.extend((PAGE_BYTES as u32).to_le_bytes());
+        for flags in [self.compat, self.ro_compat, 0] {
+            p.extend(flags.to_le_bytes());
+        }
+        p.extend(self.uuid);
+        let mut architecture = self.fingerprint.architecture.clone().into_bytes();
+        architecture.resize(ARCHITECTURE_BYTES, 0);
+        p.extend(architecture);
+        p.extend(self.fingerprint.hash);
+        let g = &self.geometry;
+        for x in [g.codec.id(), g.head_count_kv, g.key_length, g.value_length, g.block_tokens, g.layers.len() as u32] {
+            p.extend(x.to_le_bytes());
+        }
+        p.extend(g.layers.iter().flat_map(|l| l.to_le_bytes()));
+        p.resize(HINT_AT, 0);
+        for x in [self.generation, self.durable.sequence, self.durable.end, self.durable.tokens, self.durable.hash] {
+            p.extend(x.to_le_bytes());
+        }
+        seal(p)
+    }
+
+    /// Parses the page at `offset`. [`Error::Unsupported`] for a file that needs more than this build knows.
+    pub fn parse(page: &[u8], offset: u64) -> Result<Superblock> {
+        let mut c = unseal(page, offset, "superblock", SUPERBLOCK_MAGIC)?;
+        let version = c.u32("version")?;
+        if version != VERSION {
+            return Err(Error::Unsupported(format!("memory file of version {version} (this build knows version {VERSION})")));
+        }
+        expect_u32(&mut c, "page_bytes", PAGE_BYTES as u32)?;
+        let (compat, ro_compat, incompat) = (c.u64("compat")?, c.u64("ro_compat")?, c.u64("incompat")?);
+        if incompat != 0 {
+            return Err(Error::Unsupported(format!("memory file with incompatible features {incompat:#x}")));
+        }
+        let uuid = c.array("uuid")?;
+        let at = c.offset();
+        let name = c.take("fingerprint.architecture", ARCHITECTURE_BYTES)?;
+        let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
+        let architecture = match std::str::from_utf8(name) {
+            Ok(name) => name.to_owned(),
+            Err(_) => return Err(c.error_at(at, "fingerprint.architecture", "UTF-8", format!("{name:02x?}"))),
+        };
+        let fingerprint = Fingerprint { architecture, hash: c.array("fingerprint.hash")? };
+        let at = c.offset();
+        let codec = Codec::from_id(c.u32("codec")?)?;
+        let mut field = |name| c.u32(name);
+        let (head_count_kv, key_length) = (field("head_count_kv")?, field("key_length")?);
+        let (value_length, block_tokens) = (field("value_length")?, field("block_tokens")?);
+        let layer_count = field("layer_count")? as usize;
+        let fits = (HINT_AT as u64 - (c.offset() - offset)) as usize / 4;
+        if layer_count > fits {
+            return Err(c.error_at(at, "layer_count", format!("at most {fits}"), layer_count));
+        }
+        let layers = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
+        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec };
+        geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
+        let here = (c.offset() - offset) as usize;
+        c.take("reserved", HINT_AT - here)?;
+        let generation = c.u64("generation")?;
+        let durable = Tip { sequence: c.u64("sequence")?, end: c.u64("end")?, tokens: c.u64("tokens")?, hash: c.u64("hash")? };
+        Ok(Superblock { compat, ro_compat, uuid, fingerprint, geometry, generation, durable })
+    }
+}
+
+/// What a segment's header says beyond what follows from the geometry and the commit before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The commit it belongs to, from 1.
+    pub sequence: u64,
+    /// Index of its first token in the memory.
+    pub first_token: u64,
+    /// Tokens in it, at least 1.
+    pub token_count: u32,
+    /// Bytes of the source spans.
+    pub spans_bytes: u32,
+    /// CRC32C of the sections, in the order of [`Section`].
+    pub crcs: [u32; 4],
+}
+
+/// The parts of a segment between its header and its extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// A u32 for each token.
+    Tokens = 0,
+    /// Where they came from.
+    Spans = 1,
+    /// For each layer slot: mean keys f32 `[block][head][key_length]`, then radii f32 `[block][head]`.
+    Index = 2,
+    /// CRC32C of each extent, `[layer slot][block]`.
+    ExtentCrcs = 3,
+}
+
+/// The sections in the order of the file.
+pub const SECTIONS: [Section; 4] = [Section::Tokens, Section::Spans, Section::Index, Section::ExtentCrcs];
+
+impl SegmentHeader {
+    /// The page.
+    pub fn encode(&self, geometry: &Geometry, uuid: &[u8; 16], previous_hash: u64) -> Vec<u8> {
+        let layout = Layout::new(geometry, self.token_count, self.spans_bytes);
+        let mut p = Vec::with_capacity(PAGE_BYTES);
+        p.extend(SEGMENT_MAGIC);
+        p.extend(uuid);
+        for x in [self.sequence, previous_hash, self.first_token, layout.segment_bytes, layout.extents_at] {
+            p.extend(x.to_le_bytes());
+        }
+        for x in [self.token_count, layout.blocks as u32, self.spans_bytes].into_iter().chain(self.crcs) {
+            p.extend(x.to_le_bytes());
+        }
+        seal(p)
+    }
+
+    /// Parses the page that must hold the segment after `tip`.
+    pub fn parse(page: &[u8], geometry: &Geometry, uuid: &[u8; 16], tip: &Tip) -> Result<(SegmentHeader, Layout)> {
+        let mut c = unseal(page, tip.end, "segment header", SEGMENT_MAGIC)?;
+        let at = c.offset();
+        let found: [u8; 16] = c.array("uuid")?;
+        expect(&c, at, "uuid", *uuid, found)?;
+        // A hint may claim any sequence: no addition may overflow on a file's word.
+        let Some(sequence) = tip.sequence.checked_add(1) else {
+            return Err(c.error("sequence", "a number that can be counted up", tip.sequence));
+        };
+        expect_u64(&mut c, "sequence", sequence)?;
+        expect_u64(&mut c, "previous_hash", tip.hash)?;
+        expect_u64(&mut c, "first_token", tip.tokens)?;
+        let (segment_bytes, extents_at) = (c.u64("segment_bytes")?, c.u64("extents_at")?);
+        let at = c.offset();
+        let token_count = c.u32("token_count")?;
+        if !(1..=SEGMENT_TOKENS_MAX).contains(&token_count) {
+            return Err(c.error_at(at, "token_count", format!("1 to {SEGMENT_TOKENS_MAX}"), token_count));
+        }
+        let block_count = c.u32("block_count")?;
+        let spans_bytes = c.u32("spans_bytes")?;
+        if spans_bytes > SPANS_BYTES_MAX {
+            return Err(c.error_at(at, "spans_bytes", format!("at most {SPANS_BYTES_MAX}"), spans_bytes));
+        }
+        let mut crcs = [0; 4];
+        for crc in &mut crcs {
+            *crc = c.u32("section CRC")?;
+        }
+        let layout = Layout::new(geometry, token_count, spans_bytes);
+        expect(&c, at, "block_count", layout.blocks as u32, block_count)?;
+        expect(&c, at, "segment_bytes", layout.segment_bytes, segment_bytes)?;
+        expect(&c, at, "extents_at", layout.extents_at, extents_at)?;
+        Ok((SegmentHeader { sequence, first_token: tip.tokens, token_count, spans_bytes, crcs }, layout))
+    }
+}
+
+/// Where everything lies in a segment, from its first byte. Follows from the geometry and two lengths; all sums fit, because
+/// [`Geometry::check`] and the caps above bound every factor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Blocks, all full but perhaps the last.
+    pub blocks: usize,
+    /// Tokens in the last block.
+    pub last_len: usize,
+    /// Start and length of each section.
+    pub sections: [(u64, u64); 4],
+    /// Start of the first extent.
+    pub extents_at: u64,
+    /// Header, sections and extents; the commit page follows.
+    pub segment_bytes: u64,
+    full_extent: u64,
+    last_extent: u64,
+}
+
+impl Layout {
+    /// The layout of a segment of `token_count` tokens, at least one.
+    pub fn new(geometry: &Geometry, token_count: u32, spans_bytes: u32) -> Layout {
+        let block_len = geometry.block_len();
+        let tokens = token_count as usize;
+        let blocks = tokens.div_ceil(block_len);
+        let last_len = tokens - (blocks - 1) * block_len;
+        let layers = geometry.layer_count() as u64;
+        let lens = [4 * tokens as u64, u64::from(spans_bytes), layers * index_floats(geometry, blocks) * 4, layers * blocks as u64 * 4];
+        let mut at = PAGE;
+        let sections = lens.map(|len| {
+            let section = (at, len);
+            at = (at + len).next_multiple_of(SECTION_ALIGNMENT);
+            section
+        });
+        let extents_at = at.next_multiple_of(PAGE);
+        let (full_extent, last_extent) = (geometry.extent_bytes(block_len) as u64, geometry.extent_bytes(last_len) as u64);
+        let segment_bytes = extents_at + layers * ((blocks as u64 - 1) * full_extent + last_extent);
+        Layout { blocks, last_len, sections, extents_at, segment_bytes, full_extent, last_extent }
+    }
+
+    /// Start and length of an extent: layer by layer, within a layer block by block, so that a pass over one layer reads forward.
+    pub fn extent(&self, layer_slot: usize, block: usize) -> (u64, usize) {
+        let full_blocks = self.blocks as u64 - 1;
+        let at =
+            self.extents_at + layer_slot as u64 * (full_blocks * self.full_extent + self.last_extent) + block as u64 * self.full_extent;
+        (at, if block as u64 == full_blocks { self.last_extent } else { self.full_extent } as usize)
+    }
+}
+
+/// Floats in the index of one layer slot of a segment.
+pub fn index_floats(geometry: &Geometry, blocks: usize) -> u64 {
+    blocks as u64 * geometry.heads() as u64 * (geometry.length(Side::Keys) as u64 + 1)
+}
+
+/// The page that makes a segment count: written after it, and only believed together with it.
+pub struct CommitPage;
+
+impl CommitPage {
+    /// The page, and the chain's new tip. `header` is the segment's whole header page.
+    pub fn encode(header: &[u8], layout: &Layout, token_count: u32, uuid: &[u8; 16], before: &Tip) -> (Vec<u8>, Tip) {
+        let tip = CommitPage::tip(header, layout, token_count, before);
+        let mut p = Vec::with_capacity(PAGE_BYTES);
+        p.extend(COMMIT_MAGIC);
+        p.extend(uuid);
+        for x in [tip.sequence, before.end, layout.segment_bytes, tip.tokens, before.hash, tip.hash] {
+            p.extend(x.to_le_bytes());
+        }
+        (seal(p), tip)
+    }
+
+    /// Compares the page with the one that must stand there, and returns the chain's new tip.
+    pub fn check(page: &[u8], header: &[u8], layout: &Layout, token_count: u32, uuid: &[u8; 16], before: &Tip) -> Result<Tip> {
+        let mut c = unseal(page, before.end + layout.segment_bytes, "commit page", COMMIT_MAGIC)?;
+        let at = c.offset();
+        let found: [u8; 16] = c.array("uuid")?;
+        expect(&c, at, "uuid", *uuid, found)?;
+        let tip = CommitPage::tip(header, layout, token_count, before);
+        expect_u64(&mut c, "sequence", tip.sequence)?;
+        expect_u64(&mut c, "segment_offset", before.end)?;
+        expect_u64(&mut c, "segment_bytes", layout.segment_bytes)?;
+        expect_u64(&mut c, "tokens", tip.tokens)?;
+        expect_u64(&mut c, "previous_hash", before.hash)?;
+        expect_u64(&mut c, "hash", tip.hash)?;
+        Ok(tip)
+    }
+
+    fn tip(header: &[u8], layout: &Layout, token_count: u32, before: &Tip) -> Tip {
+        Tip {
+            sequence: before.sequence + 1,
+            end: before.end + layout.segment_bytes + PAGE,
+            tokens: before.tokens + u64::from(token_count),
+            hash: fnv1a(&[&before.hash.to_le_bytes(), header]),
+        }
+    }
+}
+
+/// The source spans of a segment, as bytes. `first_token` is the segment's.
+pub fn encode_spans(spans: &[SourceSpan], first_token: u64) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    out.extend((spans.len() as u64).to_le_bytes());
+    for span in spans {
+        let relative = [span.tokens.start - first_token, span.tokens.end - first_token];
+        for x in relative.into_iter().chain([span.text.start, span.text.end, span.label.len() as u64]) {
+            out.extend(x.to_le_bytes());
+        }
+        out.extend(span.label.as_bytes());
+    }
+    if out.len() > SPANS_BYTES_MAX as usize {
+        let limit = u64::from(SPANS_BYTES_MAX);
+        return Err(Error::Limit { what: "source spans of one commit, bytes".into(), limit, asked: out.len() as u64 });
+    }
+    Ok(out)
+}
+
+/// Parses the source spans of a segment and gives each to `each`.
+pub fn parse_spans(bytes: &[u8], offset: u64, header: &SegmentHeader, mut each: impl FnMut(SourceSpan)) -> Result<()> {
+    let mut c = Cursor::with_base(FILE, bytes, offset);
+    let count = c.count("source span count", 40)?;
+    for _ in 0..count {
+        let at = c.offset();
+        let (start, end) = (c.u64("span.tokens.start")?, c.u64("span.tokens.end")?);
+        if start >= end || end > u64::from(header.token_count) {
+            let expected = format!("a range within {} tokens", header.token_count);
+            return Err(c.error_at(at, "span.tokens", expected, format!("{start}..{end}")));
+        }
+        let text = c.u64("span.text.start")?..c.u64("span.text.end")?;
+        let len = c.count("span.label length", 1)?;
+        let at = c.offset();
+        let label = match std::str::from_utf8(c.take("span.label", len)?) {
+            Ok(label) if len <= LABEL_BYTES_MAX => label.to_owned(),
+            _ => return Err(c.error_at(at, "span.label", format!("at most {LABEL_BYTES_MAX} bytes of UTF-8"), format!("{len} bytes"))),
+        };
+        each(SourceSpan { label, tokens: header.first_token + start..header.first_token + end, text });
+    }
+    Ok(())
+}

@@ -1,0 +1,551 @@
+//! The handle on a memory: append, commit, read.
+//!
+//! Invariants: blocks are numbered once and for all when their first token comes; all are full but the last one of each commit and
+//! the very last; a block is either committed (read from the file) or pending (in RAM), and both are read through one face.
+
+use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX, Section, parse_spans};
+use super::geometry::Side;
+use super::page::{Block, check_rows};
+use super::segment::file_len;
+use super::store::Store;
+use super::{Codec, Fingerprint, Geometry};
+use crate::bytes::{FileStorage, Storage};
+use crate::error::{Error, Result, try_zeroed};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// What a handle may do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Append and commit; one handle at a time.
+    Write,
+    /// Read what is committed; any number of handles.
+    Read,
+}
+
+/// Keys and values of one layer slot, as they are appended.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerKv<'a> {
+    /// Unrotated keys, `(tokens, head_count_kv, key_length)`.
+    pub keys: &'a [f32],
+    /// Values, `(tokens, head_count_kv, value_length)`.
+    pub values: &'a [f32],
+}
+
+/// Where appended tokens come from, so that an answer can cite it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source<'a> {
+    /// For example a file's name; at most 4096 bytes.
+    pub label: &'a str,
+    /// The bytes of the source that these tokens are.
+    pub text: Range<u64>,
+}
+
+/// Tokens that come from one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSpan {
+    /// The source's label.
+    pub label: String,
+    /// The tokens, as indices into the memory.
+    pub tokens: Range<u64>,
+    /// The bytes of the source that they cover.
+    pub text: Range<u64>,
+}
+
+/// The tokens of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSpan {
+    /// Index of its first token.
+    pub first_token: u64,
+    /// Number of tokens, at least 1 and at most [`Geometry::block_tokens`].
+    pub len: usize,
+}
+
+/// The keys or the values of one head in one block, in place: rows of `length` elements, token by token. The first byte stands at
+/// a multiple of 64.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockView<'a> {
+    /// The encoded rows, without padding.
+    pub bytes: &'a [u8],
+    /// How they are encoded.
+    pub codec: Codec,
+    /// Tokens.
+    pub len: usize,
+    /// Elements of a row.
+    pub length: usize,
+}
+
+impl BlockView<'_> {
+    /// Decodes all rows; `out` has `len * length` elements.
+    pub fn decode(&self, out: &mut [f32]) {
+        self.codec.decode(self.bytes, out);
+    }
+}
+
+/// A part of a memory file that does not match its checksum.
+#[derive(Debug)]
+pub struct Damage {
+    /// The blocks that it touches.
+    pub blocks: Range<usize>,
+    /// The layer slot whose keys and values are bad; `None` if it is tokens, sources or the index of these blocks.
+    pub layer_slot: Option<usize>,
+    /// [`Error::Corrupt`] with the offset.
+    pub error: Error,
+}
+
+/// Sizes of a memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Tokens, committed or not.
+    pub tokens: u64,
+    /// Durable tokens.
+    pub committed_tokens: u64,
+    /// Blocks, committed or not.
+    pub blocks: usize,
+    /// Commits.
+    pub commits: u64,
+    /// Bytes of the file that commits take.
+    pub file_bytes: u64,
+    /// Bytes of the file that are mapped (not: resident) at present.
+    pub mapped_bytes: u64,
+    /// Number of maps.
+    pub maps: usize,
+    /// Bytes of blocks in RAM which are not committed, and of the loaded index.
+    pub ram_bytes: u64,
+}
+
+/// What is appended but not committed. `Block`s are all full but the last.
+#[derive(Default)]
+struct Pending {
+    blocks: Vec<Block>,
+    tokens: Vec<u32>,
+    spans: Vec<SourceSpan>,
+}
+
+/// The index of one layer slot over all blocks.
+#[derive(Default)]
+struct LayerIndex {
+    /// `(block, head, key_length)`.
+    means: Vec<f32>,
+    /// `(block, head)`.
+    radii: Vec<f32>,
+}
+
+/// A memory: see the module. Reading takes `&self` and can be done from many threads.
+pub struct Memory {
+    geometry: Geometry,
+    fingerprint: Fingerprint,
+    store: Option<Store>,
+    pending: Pending,
+    /// One for each layer slot, loaded when first asked for.
+    index: Vec<OnceLock<LayerIndex>>,
+}
+
+fn reserve<T>(v: &mut Vec<T>, what: &'static str, more: usize) -> Result<()> {
+    let bytes = (more as u64).saturating_mul(size_of::<T>() as u64);
+    v.try_reserve(more).map_err(|_| Error::OutOfMemory { what, bytes })
+}
+
+impl LayerIndex {
+    fn reserve(&mut self, geometry: &Geometry, blocks: usize) -> Result<()> {
+        let heads = blocks * geometry.heads();
+        reserve(&mut self.radii, "the index of a memory", heads)?;
+        reserve(&mut self.means, "the index of a memory", heads * geometry.length(Side::Keys))
+    }
+
+    fn truncate(&mut self, geometry: &Geometry, blocks: usize) {
+        self.radii.truncate(blocks * geometry.heads());
+        self.means.truncate(blocks * geometry.heads() * geometry.length(Side::Keys));
+    }
+
+    fn push(&mut self, geometry: &Geometry, slot: usize, block: &Block) {
+        self.means.extend(block.means(geometry, slot));
+        self.radii.extend(block.radii(geometry, slot));
+    }
+
+    /// Appends the index of the committed segments from number `first` on.
+    fn load(&mut self, geometry: &Geometry, store: &Store, slot: usize, first: usize) -> Result<()> {
+        for segment in store.segments.iter().skip(first) {
+            let blocks = segment.layout.blocks;
+            self.reserve(geometry, blocks)?;
+            let bytes = store.section(segment, Section::Index)?;
+            let per_layer = bytes.len() / geometry.layer_count();
+            let mut floats = bytes[slot * per_layer..][..per_layer].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+            self.means.extend(floats.by_ref().take(blocks * geometry.heads() * geometry.length(Side::Keys)));
+            self.radii.extend(floats);
+        }
+        Ok(())
+    }
+}
+
+impl Memory {
+    /// A memory that never touches a disk; [`Memory::commit`] does nothing.
+    pub fn in_ram(geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
+        geometry.validate()?;
+        fingerprint.validate()?;
+        Ok(Memory::new(geometry, fingerprint, None))
+    }
+
+    /// Creates a new file, durably, and opens it for writing; fails if there is one already.
+    pub fn create(path: &Path, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
+        geometry.validate()?;
+        fingerprint.validate()?;
+        let file = FileStorage::create(path)?;
+        let made =
+            file.try_lock().and_then(|()| file.sync_directory()).and_then(|()| Memory::create_on(Box::new(file), geometry, fingerprint));
+        if made.is_err() {
+            // It is ours, and nothing was promised about it.
+            let _ = std::fs::remove_file(path);
+        }
+        made
+    }
+
+    /// Opens a file for appending. [`Error::Busy`] while another handle has it, [`Error::Mismatch`] if it was made with another
+    /// model than the expected one.
+    pub fn open(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
+        let file = FileStorage::open(path)?;
+        file.try_lock()?;
+        Memory::open_on(Box::new(file), expected, Access::Write)
+    }
+
+    /// Opens a file for reading, beside a writer or on read-only media; takes no lock. See [`Memory::refresh`].
+    pub fn open_read_only(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
+        Memory::open_on(Box::new(FileStorage::open_read_only(path)?), expected, Access::Read)
+    }
+
+    /// [`Memory::create`] on any empty storage; that there is one writer is the caller's care.
+    pub fn create_on(storage: Box<dyn Storage>, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
+        geometry.validate()?;
+        fingerprint.validate()?;
+        let store = Store::create(storage, geometry.clone(), fingerprint.clone())?;
+        Ok(Memory::new(geometry, fingerprint, Some(store)))
+    }
+
+    /// [`Memory::open`] on any storage; that there is one writer is the caller's care.
+    pub fn open_on(storage: Box<dyn Storage>, expected: Option<&Fingerprint>, access: Access) -> Result<Memory> {
+        let store = Store::open(storage, expected, access)?;
+        Ok(Memory::new(store.geometry().clone(), store.fingerprint().clone(), Some(store)))
+    }
+
+    fn new(geometry: Geometry, fingerprint: Fingerprint, store: Option<Store>) -> Memory {
+        let index = geometry.layers.iter().map(|_| OnceLock::new()).collect();
+        Memory { geometry, fingerprint, store, pending: Pending::default(), index }
+    }
+
+    /// The shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The model it belongs to.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Tokens, committed or not.
+    pub fn len(&self) -> u64 {
+        self.committed_len() + self.pending.tokens.len() as u64
+    }
+
+    /// True without a single token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Durable tokens.
+    pub fn committed_len(&self) -> u64 {
+        self.store.as_ref().map_or(0, |s| s.tip().tokens)
+    }
+
+    fn committed_blocks(&self) -> usize {
+        self.store.as_ref().map_or(0, Store::blocks)
+    }
+
+    /// Appends tokens with the keys and values of every layer slot. They can be read at once; they are durable after
+    /// [`Memory::commit`]. Either all are appended or, with an error, none.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a wrong shape or for a number that is not finite in the codec, [`Error::Limit`] with more than a
+    /// million tokens not committed, [`Error::OutOfMemory`], and [`Error::Io`] after a failed sync.
+    pub fn append(&mut self, tokens: &[u32], source: Option<Source<'_>>, keys_values: &[LayerKv<'_>]) -> Result<()> {
+        let (geometry, block_len) = (&self.geometry, self.geometry.block_len());
+        if let Some(store) = &self.store {
+            store.writable()?;
+            let asked = (self.pending.tokens.len() + tokens.len()) as u64;
+            if asked > u64::from(SEGMENT_TOKENS_MAX) {
+                return Err(Error::Limit { what: "tokens before a commit".into(), limit: SEGMENT_TOKENS_MAX.into(), asked });
+            }
+        }
+        check_rows(geometry, tokens.len(), keys_values)?;
+        if let Some(source) = &source
+            && (source.label.len() > LABEL_BYTES_MAX || source.text.start > source.text.end)
+        {
+            let found = format!("{} bytes, text {:?}", source.label.len(), source.text);
+            return Err(Error::argument("source", format!("a label of at most {LABEL_BYTES_MAX} bytes and a range"), found));
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+
+        // Everything that can fail comes first.
+        let pending = &mut self.pending;
+        let first = pending.tokens.len() / block_len; // the first block that changes
+        let blocks = (pending.tokens.len() + tokens.len()).div_ceil(block_len);
+        let new = blocks - pending.blocks.len();
+        let mut fresh = Vec::new();
+        reserve(&mut fresh, "memory blocks", new)?;
+        for _ in 0..new {
+            fresh.push(Block::new(geometry)?);
+        }
+        reserve(&mut pending.blocks, "memory blocks", new)?;
+        reserve(&mut pending.tokens, "memory tokens", tokens.len())?;
+        reserve(&mut pending.spans, "memory sources", 1)?;
+        for index in self.index.iter_mut().filter_map(OnceLock::get_mut) {
+            index.reserve(geometry, new)?;
+        }
+        let mut scratch: Vec<f32> = try_zeroed("a memory block's index", block_len * geometry.length(Side::Keys))?;
+        let mut sums: Vec<f64> = try_zeroed("a memory block's index", geometry.length(Side::Keys))?;
+
+        let first_token = self.store.as_ref().map_or(0, |s| s.tip().tokens) + pending.tokens.len() as u64;
+        let committed_blocks = self.store.as_ref().map_or(0, Store::blocks);
+        pending.blocks.append(&mut fresh);
+        pending.tokens.extend(tokens);
+        if let Some(source) = source {
+            note_source(&mut pending.spans, source, first_token..first_token + tokens.len() as u64);
+        }
+        let mut from = 0;
+        for block in &mut pending.blocks[first..] {
+            let count = (block_len - block.len).min(tokens.len() - from);
+            block.push(geometry, keys_values, from, count);
+            block.summarise(geometry, &mut scratch, &mut sums);
+            from += count;
+        }
+        for (slot, index) in self.index.iter_mut().enumerate() {
+            if let Some(index) = index.get_mut() {
+                index.truncate(geometry, committed_blocks + first);
+                pending.blocks[first..].iter().for_each(|b| index.push(geometry, slot, b));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable: returns after the system has said so. Closes the last block even if it is not
+    /// full, so commit groups of appends, not single tokens.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. If the disk was full or refused a write the call can be repeated; after a failed sync this handle only reads,
+    /// and what was not committed is lost with it.
+    pub fn commit(&mut self) -> Result<()> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        if self.pending.tokens.is_empty() {
+            return Ok(());
+        }
+        store.commit(&self.pending.blocks, &self.pending.tokens, &self.pending.spans)?;
+        self.pending = Pending::default();
+        Ok(())
+    }
+
+    /// For a handle opened read-only: takes up what a writer has committed since. True if there was something.
+    pub fn refresh(&mut self) -> Result<bool> {
+        let Some(store) = &mut self.store else { return Ok(false) };
+        let segments = store.segments.len();
+        let result = store.refresh();
+        for (slot, index) in self.index.iter_mut().enumerate() {
+            if let Some(loaded) = index.get_mut()
+                && loaded.load(&self.geometry, store, slot, segments).is_err()
+            {
+                index.take(); // half loaded; the next question for it says what is wrong
+            }
+        }
+        result
+    }
+
+    /// The ids of a range of tokens.
+    pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
+        if range.start > range.end || range.end > self.len() {
+            return Err(Error::argument("range", format!("a range within {} tokens", self.len()), format!("{range:?}")));
+        }
+        let mut out = Vec::new();
+        reserve(&mut out, "token ids", (range.end - range.start) as usize)?;
+        // The part of the range that lies in `len` tokens from `first` on, counted from `first`.
+        let part = |first: u64, len: u64| {
+            range.start.clamp(first, first + len) as usize - first as usize..range.end.clamp(first, first + len) as usize - first as usize
+        };
+        if let Some(store) = &self.store {
+            let from = store.segments.partition_point(|s| s.header.first_token + u64::from(s.header.token_count) <= range.start);
+            for segment in store.segments.iter().skip(from).take_while(|s| s.header.first_token < range.end) {
+                let ids = store.section(segment, Section::Tokens)?.as_chunks().0;
+                let part = part(segment.header.first_token, segment.header.token_count.into());
+                out.extend(ids[part].iter().map(|b| u32::from_le_bytes(*b)));
+            }
+        }
+        out.extend(&self.pending.tokens[part(self.committed_len(), self.pending.tokens.len() as u64)]);
+        Ok(out)
+    }
+
+    /// Where the tokens come from, in the order of the tokens. Tokens without a source are in none of the spans.
+    pub fn sources(&self) -> Result<Vec<SourceSpan>> {
+        let mut out: Vec<SourceSpan> = Vec::new();
+        if let Some(store) = &self.store {
+            for segment in &store.segments {
+                let at = segment.offset + segment.layout.sections[Section::Spans as usize].0;
+                parse_spans(store.section(segment, Section::Spans)?, at, &segment.header, |span| out.push(span))?;
+            }
+        }
+        out.extend(self.pending.spans.iter().cloned());
+        Ok(out)
+    }
+
+    /// Number of blocks, committed or not.
+    pub fn blocks(&self) -> usize {
+        self.committed_blocks() + self.pending.blocks.len()
+    }
+
+    /// The tokens of a block.
+    pub fn block(&self, block: usize) -> Result<BlockSpan> {
+        if let Some(pending) = self.pending_block(block)? {
+            let first_token = self.committed_len() + ((block - self.committed_blocks()) * self.geometry.block_len()) as u64;
+            return Ok(BlockSpan { first_token, len: pending.len });
+        }
+        let (_, segment) = self.committed_block(block)?;
+        let i = block - segment.first_block;
+        let first_token = segment.header.first_token + (i * self.geometry.block_len()) as u64;
+        let len = if i + 1 == segment.layout.blocks { segment.layout.last_len } else { self.geometry.block_len() };
+        Ok(BlockSpan { first_token, len })
+    }
+
+    /// `None` if the block is committed; an error if there is no such block.
+    fn pending_block(&self, block: usize) -> Result<Option<&Block>> {
+        let Some(i) = block.checked_sub(self.committed_blocks()) else { return Ok(None) };
+        match self.pending.blocks.get(i) {
+            Some(block) => Ok(Some(block)),
+            None => Err(Error::argument("block", format!("below {}", self.blocks()), block)),
+        }
+    }
+
+    fn committed_block(&self, block: usize) -> Result<(&Store, &super::segment::Segment)> {
+        let found = self.store.as_ref().and_then(|store| Some((store, store.segment_of_block(block)?)));
+        found.ok_or_else(|| Error::argument("block", format!("below {}", self.blocks()), block))
+    }
+
+    /// The keys or the values of one head in one block, in place. A committed block is compared with its checksum when it is first
+    /// touched.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a slot, head or block that is not there; [`Error::Corrupt`] with the offset if this block of this
+    /// layer is damaged (others stay readable).
+    pub fn rows(&self, side: Side, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
+        let geometry = &self.geometry;
+        self.check_layer_slot(layer_slot)?;
+        if head >= geometry.heads() {
+            return Err(Error::argument("head", format!("below {}", geometry.heads()), head));
+        }
+        let (codec, length) = (geometry.codec, geometry.length(side));
+        if let Some(pending) = self.pending_block(block)? {
+            return Ok(BlockView { bytes: pending.run(geometry, layer_slot, side, head), codec, len: pending.len, length });
+        }
+        let (store, segment) = self.committed_block(block)?;
+        let len = self.block(block)?.len;
+        let extent = segment.extent(&store.maps, &*store.storage, geometry, layer_slot, block - segment.first_block)?;
+        let bytes = &extent[geometry.run_offset(side, head, len)..][..geometry.row_bytes(side) * len];
+        Ok(BlockView { bytes, codec, len, length })
+    }
+
+    /// The unrotated keys of one head in one block: see [`Memory::rows`].
+    pub fn keys(&self, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
+        self.rows(Side::Keys, layer_slot, head, block)
+    }
+
+    /// The values of one head in one block: see [`Memory::rows`].
+    pub fn values(&self, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
+        self.rows(Side::Values, layer_slot, head, block)
+    }
+
+    /// Asks the system to read a block of a layer slot ahead. Only a hint: it returns at once and never fails.
+    pub fn prefetch(&self, layer_slot: usize, block: usize) {
+        if layer_slot < self.geometry.layer_count()
+            && let Some(store) = &self.store
+            && block < store.blocks()
+            && let Some(segment) = store.segment_of_block(block)
+        {
+            let (at, len) = segment.layout.extent(layer_slot, block - segment.first_block);
+            store.maps.will_need(segment.offset + at, len as u64);
+        }
+    }
+
+    fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {
+        if layer_slot >= self.geometry.layer_count() {
+            return Err(Error::argument("layer_slot", format!("below {}", self.geometry.layer_count()), layer_slot));
+        }
+        Ok(())
+    }
+
+    fn layer_index(&self, layer_slot: usize) -> Result<&LayerIndex> {
+        self.check_layer_slot(layer_slot)?;
+        let cell = &self.index[layer_slot];
+        if let Some(index) = cell.get() {
+            return Ok(index);
+        }
+        let mut index = LayerIndex::default();
+        if let Some(store) = &self.store {
+            index.load(&self.geometry, store, layer_slot, 0)?;
+        }
+        index.reserve(&self.geometry, self.pending.blocks.len())?;
+        self.pending.blocks.iter().for_each(|b| index.push(&self.geometry, layer_slot, b));
+        Ok(cell.get_or_init(|| index))
+    }
+
+    /// The mean of the stored keys of each block and head, `(block, head, key_length)`. The first call for a layer slot reads the
+    /// index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
+    pub fn mean_keys(&self, layer_slot: usize) -> Result<&[f32]> {
+        Ok(&self.layer_index(layer_slot)?.means)
+    }
+
+    /// How far from its mean a key of a block and head is at most, `(block, head)`: `q·mean + |q|·radius` bounds every score.
+    pub fn radii(&self, layer_slot: usize) -> Result<&[f32]> {
+        Ok(&self.layer_index(layer_slot)?.radii)
+    }
+
+    /// Sizes.
+    pub fn stats(&self) -> Stats {
+        let index = self.index.iter().filter_map(OnceLock::get).map(|i| 4 * (i.means.len() + i.radii.len()) as u64).sum::<u64>();
+        let mut stats = Stats { tokens: self.len(), blocks: self.blocks(), ..Stats::default() };
+        stats.ram_bytes = index + self.pending.blocks.iter().map(Block::resident_bytes).sum::<u64>();
+        if let Some(store) = &self.store {
+            (stats.committed_tokens, stats.commits, stats.file_bytes) = (store.tip().tokens, store.tip().sequence, store.tip().end);
+            (stats.mapped_bytes, stats.maps) = store.maps.mapped();
+        }
+        stats
+    }
+
+    /// Reads every committed byte and compares it with its checksum. `progress` is told the bytes read and the bytes in all, and
+    /// returns false to stop ([`Error::Cancelled`]). An empty list means that all is well.
+    pub fn verify(&self, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Damage>> {
+        let mut damages = Vec::new();
+        let Some(store) = &self.store else { return Ok(damages) };
+        super::segment::not_truncated(&*store.storage, store.tip().end)?;
+        let (mut done, total) = (0, store.tip().end.min(file_len(&*store.storage)?));
+        for segment in &store.segments {
+            let mut step = |bytes: u64| {
+                done += bytes;
+                progress(done.min(total), total)
+            };
+            segment.scrub(&*store.storage, &self.geometry, &mut |d| damages.push(d), &mut step)?;
+        }
+        Ok(damages)
+    }
+}
+
+/// Adds a span, or lengthens the last one if this goes on where it ended.
+fn note_source(spans: &mut Vec<SourceSpan>, source: Source<'_>, tokens: Range<u64>) {
+    if let Some(last) = spans.last_mut()
+        && last.label == source.label
+        && last.tokens.end == tokens.start
+        && last.text.end == source.text.start
+    {
+        (last.tokens.end, last.text.end) = (tokens.end, source.text.end);
+        return;
+    }
+    spans.push(SourceSpan { label: source.label.to_owned(), tokens, text: source.text });
+}

@@ -1,0 +1,151 @@
+//! A block in memory: every layer's extent in the layout of the file, filled token by token, with its summary.
+//!
+//! The summary of a block's head is the mean of its stored (not of its given) keys, and the radius: no key of the block is
+//! farther from the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
+
+use super::geometry::Side;
+use super::{Geometry, LayerKv};
+use crate::bytes::AlignedBytes;
+use crate::error::{Error, Result, try_zeroed};
+
+/// One block that is not in a segment yet.
+pub struct Block {
+    /// `[layer slot]` of extents with room for a full block.
+    bytes: AlignedBytes,
+    /// Tokens in it.
+    pub len: usize,
+    /// Mean keys, `(layer slot, head, key_length)`.
+    means: Vec<f32>,
+    /// Radii, `(layer slot, head)`.
+    radii: Vec<f32>,
+}
+
+impl Block {
+    /// An empty block.
+    pub fn new(geometry: &Geometry) -> Result<Block> {
+        let heads = geometry.layer_count() * geometry.heads();
+        Ok(Block {
+            bytes: AlignedBytes::zeroed("a memory block", geometry.layer_count() * geometry.extent_bytes(geometry.block_len()))?,
+            len: 0,
+            means: try_zeroed("a memory block's index", heads * geometry.length(Side::Keys))?,
+            radii: try_zeroed("a memory block's index", heads)?,
+        })
+    }
+
+    /// The extent of a layer slot, of the size of a full block.
+    pub fn extent(&self, geometry: &Geometry, layer_slot: usize) -> &[u8] {
+        let size = geometry.extent_bytes(geometry.block_len());
+        &self.bytes[layer_slot * size..][..size]
+    }
+
+    /// A head's rows.
+    pub fn run(&self, geometry: &Geometry, layer_slot: usize, side: Side, head: usize) -> &[u8] {
+        let start = geometry.run_offset(side, head, geometry.block_len());
+        &self.extent(geometry, layer_slot)[start..][..geometry.row_bytes(side) * self.len]
+    }
+
+    /// The extent as it stands in a file: packed for the present number of tokens.
+    pub fn pack(&self, geometry: &Geometry, layer_slot: usize, out: &mut Vec<u8>) -> Result<()> {
+        let size = geometry.extent_bytes(self.len);
+        out.clear();
+        crate::error::try_grow(out, "packing a memory block", size)?;
+        for side in [Side::Keys, Side::Values] {
+            for head in 0..geometry.heads() {
+                let run = self.run(geometry, layer_slot, side, head);
+                out[geometry.run_offset(side, head, self.len)..][..run.len()].copy_from_slice(run);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends tokens `from..from + count` of the given rows; there is room, and every number fits the codec (see [`check_rows`]).
+    pub fn push(&mut self, geometry: &Geometry, rows: &[LayerKv<'_>], from: usize, count: usize) {
+        let extent = geometry.extent_bytes(geometry.block_len());
+        for (slot, layer) in rows.iter().enumerate() {
+            for (side, given) in [(Side::Keys, layer.keys), (Side::Values, layer.values)] {
+                let (length, row_bytes) = (geometry.length(side), geometry.row_bytes(side));
+                for head in 0..geometry.heads() {
+                    let run = slot * extent + geometry.run_offset(side, head, geometry.block_len());
+                    for i in 0..count {
+                        let row = &given[((from + i) * geometry.heads() + head) * length..][..length];
+                        geometry.codec.encode(row, &mut self.bytes[run + (self.len + i) * row_bytes..][..row_bytes]);
+                    }
+                }
+            }
+        }
+        self.len += count;
+    }
+
+    /// Computes means and radii anew from the stored keys. `scratch` holds a run of a full block as f32. The result depends on
+    /// the tokens only, not on how many appends brought them.
+    pub fn summarise(&mut self, geometry: &Geometry, scratch: &mut [f32], sums: &mut [f64]) {
+        let length = geometry.length(Side::Keys);
+        let scratch = &mut scratch[..self.len * length];
+        for slot in 0..geometry.layer_count() {
+            for head in 0..geometry.heads() {
+                geometry.codec.decode(self.run(geometry, slot, Side::Keys, head), scratch);
+                let at = slot * geometry.heads() + head;
+                let mean = &mut self.means[at * length..][..length];
+                self.radii[at] = mean_and_radius(scratch, mean, sums);
+            }
+        }
+    }
+
+    /// Mean keys of a layer slot, `(head, key_length)`.
+    pub fn means(&self, geometry: &Geometry, layer_slot: usize) -> &[f32] {
+        let n = geometry.heads() * geometry.length(Side::Keys);
+        &self.means[layer_slot * n..][..n]
+    }
+
+    /// Radii of a layer slot, `(head)`.
+    pub fn radii(&self, geometry: &Geometry, layer_slot: usize) -> &[f32] {
+        &self.radii[layer_slot * geometry.heads()..][..geometry.heads()]
+    }
+
+    /// Bytes it occupies.
+    pub fn resident_bytes(&self) -> u64 {
+        (self.bytes.len() + 4 * (self.means.len() + self.radii.len())) as u64
+    }
+}
+
+/// Mean of the rows in `keys` (each as long as `mean`) and the largest distance from it, rounded up. Sums run in f64, in order.
+fn mean_and_radius(keys: &[f32], mean: &mut [f32], sums: &mut [f64]) -> f32 {
+    let rows = keys.chunks_exact(mean.len());
+    let count = rows.len().max(1) as f64;
+    sums.fill(0.0);
+    for row in rows.clone() {
+        for (s, k) in sums.iter_mut().zip(row) {
+            *s += f64::from(*k);
+        }
+    }
+    for (m, s) in mean.iter_mut().zip(sums.iter()) {
+        *m = (s / count) as f32;
+    }
+    let distance = |row: &[f32]| row.iter().zip(mean.iter()).map(|(k, m)| (f64::from(*k) - f64::from(*m)).powi(2)).sum::<f64>();
+    let radius = rows.map(distance).fold(0.0, f64::max).sqrt();
+    let rounded = radius as f32;
+    if f64::from(rounded) < radius { rounded.next_up() } else { rounded }
+}
+
+/// Checks the shape of what is to be appended, and that every number stays finite in the codec: a NaN or an infinity in a
+/// memory would spoil every later softmax over it.
+pub fn check_rows(geometry: &Geometry, count: usize, rows: &[LayerKv<'_>]) -> Result<()> {
+    if rows.len() != geometry.layer_count() {
+        return Err(Error::argument("keys_values", format!("{} layers", geometry.layer_count()), rows.len()));
+    }
+    for (slot, layer) in rows.iter().enumerate() {
+        for (name, side, given) in [("keys", Side::Keys, layer.keys), ("values", Side::Values, layer.values)] {
+            let row = geometry.heads() * geometry.length(side);
+            if count.checked_mul(row) != Some(given.len()) {
+                let expected = format!("{count} tokens of {} heads of {} elements", geometry.heads(), geometry.length(side));
+                return Err(Error::argument(name, expected, format!("{} elements in layer slot {slot}", given.len())));
+            }
+            if let Some(i) = given.iter().position(|x| !geometry.codec.holds(*x)) {
+                let (token, head) = (i / row, i % row / geometry.length(side));
+                let found = format!("{} in layer slot {slot}, token {token}, head {head}", given[i]);
+                return Err(Error::argument(name, format!("finite numbers that {:?} can hold", geometry.codec), found));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! The file behind a memory: superblocks, the commit chain, recovery, commits. The chain is the truth; a superblock only says
+//! how long it must be at least.
+//!
+//! Order of a commit: segment, commit page, one sync, and then (not synced) one superblock. Whatever a crash leaves behind the
+//! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
+
+use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Superblock, Tip};
+use super::geometry::PAGE_BYTES;
+use super::maps::Maps;
+use super::page::Block;
+use super::segment::{Segment, file_len, not_truncated, read};
+use super::{Access, Fingerprint, Geometry, SourceSpan};
+use crate::bytes::Storage;
+use crate::error::{Error, Result};
+use std::io;
+
+/// The committed part of a memory.
+pub struct Store {
+    pub(super) storage: Box<dyn Storage>,
+    superblock: Superblock,
+    /// Which of the two copies is written next: never the newest valid one.
+    slot: u64,
+    tip: Tip,
+    pub(super) segments: Vec<Segment>,
+    pub(super) maps: Maps,
+    access: Access,
+    /// Set by a failed commit page or sync: what is on the disk is unknown from then on.
+    poisoned: bool,
+}
+
+fn write(storage: &mut dyn Storage, bytes: &[u8], offset: u64) -> Result<()> {
+    let what = || format!("write {} bytes to the memory file at offset {offset}", bytes.len());
+    storage.write_all_at(bytes, offset).map_err(|source| Error::Io { what: what(), source })
+}
+
+fn corrupt(offset: u64, what: String) -> Error {
+    Error::Corrupt { file: FILE, offset, what }
+}
+
+/// Sixteen bytes that no other file has: the standard library's random state, the time, the process.
+fn random_uuid() -> [u8; 16] {
+    use std::hash::{BuildHasher, RandomState};
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut uuid = [0; 16];
+    for half in uuid.as_chunks_mut::<8>().0 {
+        *half = RandomState::new().hash_one((now, std::process::id())).to_le_bytes();
+    }
+    uuid
+}
+
+impl Store {
+    /// Writes an empty memory to an empty storage, durably.
+    pub fn create(mut storage: Box<dyn Storage>, geometry: Geometry, fingerprint: Fingerprint) -> Result<Store> {
+        if file_len(&*storage)? != 0 {
+            return Err(Error::argument("storage", "an empty storage", "one with data in it"));
+        }
+        let uuid = random_uuid();
+        let tip = Tip::start(&uuid);
+        let mut superblock = Superblock { compat: 0, ro_compat: 0, uuid, fingerprint, geometry, generation: 1, durable: tip };
+        write(&mut *storage, &superblock.encode(), PAGE)?;
+        superblock.generation = 2;
+        write(&mut *storage, &superblock.encode(), 0)?;
+        storage.sync().map_err(|source| Error::Io { what: "sync the new memory file".into(), source })?;
+        let segments = Vec::new();
+        Ok(Store { storage, superblock, slot: 1, tip, segments, maps: Maps::default(), access: Access::Write, poisoned: false })
+    }
+
+    /// Opens and recovers: finds the newest valid superblock, then follows the chain. Writes nothing. Reads two pages for each
+    /// commit; reads keys and values only of commits that no superblock vouches for (at most one, and only after a crash).
+    pub fn open(storage: Box<dyn Storage>, expected: Option<&Fingerprint>, access: Access) -> Result<Store> {
+        let (superblock, slot) = read_superblocks(&*storage)?;
+        if let Some(expected) = expected
+            && *expected != superblock.fingerprint
+        {
+            return Err(Error::mismatch("the model that this memory was made with", expected, &superblock.fingerprint));
+        }
+        if access == Access::Write && superblock.ro_compat != 0 {
+            let flags = superblock.ro_compat;
+            return Err(Error::Unsupported(format!("writing a memory file with features {flags:#x}; it can be opened read-only")));
+        }
+        let tip = Tip::start(&superblock.uuid);
+        let durable = superblock.durable;
+        let mut store =
+            Store { storage, superblock, slot: 1 - slot, tip, segments: Vec::new(), maps: Maps::default(), access, poisoned: false };
+        store.follow(&durable, true)?;
+        Ok(store)
+    }
+
+    /// The shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.superblock.geometry
+    }
+
+    /// The model.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.superblock.fingerprint
+    }
+
+    /// The end of the chain.
+    pub fn tip(&self) -> &Tip {
+        &self.tip
+    }
+
+    /// Committed blocks.
+    pub fn blocks(&self) -> usize {
+        self.segments.last().map_or(0, |s| s.first_block + s.layout.blocks)
+    }
+
+    /// The segment of a committed block.
+    pub fn segment_of_block(&self, block: usize) -> Option<&Segment> {
+        self.segments.get(self.segments.partition_point(|s| s.first_block <= block).checked_sub(1)?)
+    }
+
+    /// A section of a segment, checked.
+    pub fn section(&self, segment: &Segment, section: Section) -> Result<&[u8]> {
+        segment.section(&self.maps, &*self.storage, section)
+    }
+
+    /// An error if this handle may not write (any more).
+    pub fn writable(&self) -> Result<()> {
+        if self.access == Access::Read {
+            return Err(Error::argument("memory", "a memory opened for writing", "one opened read-only"));
+        }
+        if self.poisoned {
+            let source = io::Error::other("an earlier commit failed so that it is unknown what is on the disk; open the memory again");
+            return Err(Error::Io { what: "write the memory file".into(), source });
+        }
+        Ok(())
+    }
+
+    /// Follows the chain from the present tip to `durable`, where any defect is a corruption; and then, if `further`, as far as
+    /// commits verify in full, where a defect is a torn tail.
+    fn follow(&mut self, durable: &Tip, further: bool) -> Result<()> {
+        not_truncated(&*self.storage, durable.end)?;
+        let len = file_len(&*self.storage)?;
+        let from = self.tip.end;
+        loop {
+            if self.tip.sequence == durable.sequence && self.tip != *durable {
+                let what = format!("the superblock records {durable:?}, the commit chain arrives at {:?}", self.tip);
+                return Err(corrupt(self.tip.end, what));
+            }
+            let vouched = self.tip.sequence < durable.sequence;
+            if !vouched && !further {
+                break;
+            }
+            match self.next_commit(len, !vouched) {
+                Ok((segment, tip)) => {
+                    self.segments
+                        .try_reserve(1)
+                        .map_err(|_| Error::OutOfMemory { what: "the list of segments", bytes: size_of::<Segment>() as u64 })?;
+                    self.segments.push(segment);
+                    self.tip = tip;
+                }
+                Err(e) if vouched || !matches!(e, Error::Corrupt { .. } | Error::Format { .. }) => return Err(e),
+                Err(e) => {
+                    if len > self.tip.end {
+                        log::debug!("memory file: {} bytes behind commit {} are not a commit: {e}", len - self.tip.end, self.tip.sequence);
+                    }
+                    break;
+                }
+            }
+        }
+        self.maps.extend(from, self.tip.end - from);
+        Ok(())
+    }
+
+    /// The commit after the tip, in a file of `len` bytes; with `in_full` its every byte is checked.
+    fn next_commit(&self, len: u64, in_full: bool) -> Result<(Segment, Tip)> {
+        let (geometry, uuid, at) = (&self.superblock.geometry, &self.superblock.uuid, self.tip.end);
+        let sequence = self.tip.sequence.saturating_add(1);
+        let room = len.saturating_sub(at);
+        if room < 2 * PAGE {
+            return Err(corrupt(at, format!("commit {sequence} is missing: {room} bytes to the end of the file")));
+        }
+        let mut header_page = [0; PAGE_BYTES];
+        read(&*self.storage, &mut header_page, at)?;
+        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, &self.tip)?;
+        if layout.segment_bytes + PAGE > room {
+            let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
+            return Err(corrupt(at, what));
+        }
+        let mut commit_page = [0; PAGE_BYTES];
+        read(&*self.storage, &mut commit_page, at + layout.segment_bytes)?;
+        let tip = CommitPage::check(&commit_page, &header_page, &layout, header.token_count, uuid, &self.tip)?;
+        let segment = Segment::new(at, self.blocks(), header, layout);
+        if in_full {
+            let mut damage = None;
+            segment.scrub(&*self.storage, geometry, &mut |d| damage = damage.take().or(Some(d.error)), &mut |_| true)?;
+            if let Some(damage) = damage {
+                return Err(damage);
+            }
+        }
+        Ok((segment, tip))
+    }
+
+    /// For readers beside a writer: takes up what has become durable since. True if there is more than before.
+    pub fn refresh(&mut self) -> Result<bool> {
+        if self.access == Access::Write {
+            return Ok(false);
+        }
+        let (superblock, slot) = read_superblocks(&*self.storage)?;
+        let same = (superblock.uuid, &superblock.geometry, &superblock.fingerprint);
+        if same != (self.superblock.uuid, &self.superblock.geometry, &self.superblock.fingerprint) {
+            return Err(corrupt(slot * PAGE, "another memory stands in this file now".into()));
+        }
+        not_truncated(&*self.storage, self.tip.end)?;
+        let before = self.tip.sequence;
+        if superblock.durable.sequence >= before {
+            self.follow(&superblock.durable, false)?;
+        }
+        self.superblock = superblock;
+        self.slot = 1 - slot;
+        Ok(self.tip.sequence > before)
+    }
+
+    /// Writes blocks (all full but the last), their tokens and sources as one segment, then its commit page, then syncs. An error
+    /// before the commit page leaves the handle as it was: the same commit can be tried again, for example when the disk has room
+    /// again. After an error from there on the handle no longer writes.
+    pub fn commit(&mut self, blocks: &[Block], tokens: &[u32], spans: &[SourceSpan]) -> Result<()> {
+        self.writable()?;
+        let (geometry, before) = (&self.superblock.geometry, self.tip);
+        let spans = format::encode_spans(spans, before.tokens)?;
+        let (token_count, spans_bytes) = (tokens.len() as u32, spans.len() as u32);
+        let layout = Layout::new(geometry, token_count, spans_bytes);
+        let last = blocks.last().map_or(0, |b| b.len);
+        if blocks.len() != layout.blocks || last != layout.last_len || token_count > format::SEGMENT_TOKENS_MAX {
+            let found = format!("{} blocks, {last} tokens in the last", blocks.len());
+            return Err(Error::argument("blocks", format!("the blocks of {token_count} tokens"), found));
+        }
+
+        let mut packed = Vec::new();
+        let mut crcs = Vec::new();
+        for slot in 0..geometry.layer_count() {
+            for block in blocks {
+                let extent = extent_of(block, geometry, slot, &mut packed)?;
+                crcs.extend(crc32c::crc32c(extent).to_le_bytes());
+            }
+        }
+        let token_bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        let mut index = Vec::with_capacity(layout.sections[Section::Index as usize].1 as usize);
+        for slot in 0..geometry.layer_count() {
+            let means = blocks.iter().flat_map(|b| b.means(geometry, slot));
+            let radii = blocks.iter().flat_map(|b| b.radii(geometry, slot));
+            index.extend(means.chain(radii).flat_map(|x| x.to_le_bytes()));
+        }
+        let sections = [token_bytes, spans, index, crcs];
+        let section_crcs = std::array::from_fn(|i| crc32c::crc32c(&sections[i]));
+        let header =
+            SegmentHeader { sequence: before.sequence + 1, first_token: before.tokens, token_count, spans_bytes, crcs: section_crcs };
+        let header_page = header.encode(geometry, &self.superblock.uuid, before.hash);
+        let (commit_page, tip) = CommitPage::encode(&header_page, &layout, token_count, &self.superblock.uuid, &before);
+
+        let mut front = header_page;
+        for ((at, len), bytes) in layout.sections.iter().zip(&sections) {
+            debug_assert_eq!(*len, bytes.len() as u64);
+            front.resize(*at as usize, 0);
+            front.extend(bytes);
+        }
+        front.resize(layout.extents_at as usize, 0);
+        write(&mut *self.storage, &front, before.end)?;
+        for slot in 0..geometry.layer_count() {
+            for (i, block) in blocks.iter().enumerate() {
+                let extent = extent_of(block, geometry, slot, &mut packed)?;
+                write(&mut *self.storage, extent, before.end + layout.extent(slot, i).0)?;
+            }
+        }
+        let commit_at = before.end + layout.segment_bytes;
+        if let Err(e) = write(&mut *self.storage, &commit_page, commit_at)
+            .and_then(|()| self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source }))
+        {
+            // The commit was not acknowledged, and the system may hold pages for written that are not: nobody who opens the file
+            // before it has left the system's memory shall take it for a commit.
+            self.poisoned = true;
+            let _ = self.storage.write_all_at(&[0; PAGE_BYTES], commit_at);
+            return Err(e);
+        }
+
+        let segment = Segment::new(before.end, self.blocks(), header, layout);
+        self.segments.push(segment);
+        self.tip = tip;
+        self.maps.extend(before.end, tip.end - before.end);
+        self.publish();
+        Ok(())
+    }
+
+    /// Rewrites the older superblock with the present tip, which is durable. If that fails the commit stands all the same, and
+    /// the next one writes the same copy, because the other is the only one known to be good.
+    fn publish(&mut self) {
+        let mut superblock = self.superblock.clone();
+        superblock.generation = superblock.generation.saturating_add(1);
+        superblock.durable = self.tip;
+        match write(&mut *self.storage, &superblock.encode(), self.slot * PAGE) {
+            Ok(()) => {
+                self.superblock = superblock;
+                self.slot = 1 - self.slot;
+            }
+            Err(e) => log::warn!("commit {} is durable, but its superblock is not: {e}", self.tip.sequence),
+        }
+    }
+}
+
+/// The extent as it goes to the file: the block's own bytes if it is full, else packed.
+fn extent_of<'a>(block: &'a Block, geometry: &Geometry, slot: usize, packed: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+    if block.len == geometry.block_len() {
+        return Ok(block.extent(geometry, slot));
+    }
+    block.pack(geometry, slot, packed)?;
+    Ok(packed)
+}
+
+/// The newest valid superblock and its place.
+fn read_superblocks(storage: &dyn Storage) -> Result<(Superblock, u64)> {
+    let len = file_len(storage)?;
+    let mut pages = [0; 2 * PAGE_BYTES];
+    let n = len.min(FIRST_SEGMENT) as usize;
+    read(storage, &mut pages[..n], 0)?;
+    let (first, second) = pages.split_at(PAGE_BYTES);
+    if !Superblock::is_magic(first) && !Superblock::is_magic(second) {
+        let found = format!("{:02x?}, {len} bytes in all", &first[..8]);
+        return Err(Error::Format { file: FILE, offset: 0, field: "magic".into(), expected: "\"LOCIMEM\\n\"".into(), found });
+    }
+    match (Superblock::parse(first, 0), Superblock::parse(second, PAGE)) {
+        // A copy with features from the future is not a torn one: the older copy would lead to a wrong reading.
+        (Err(e @ Error::Unsupported(_)), _) | (_, Err(e @ Error::Unsupported(_))) => Err(e),
+        (Ok(a), Ok(b)) => {
+            let one_file = a.uuid == b.uuid && a.geometry == b.geometry && a.fingerprint == b.fingerprint;
+            if !one_file {
+                return Err(corrupt(PAGE, "the two superblocks belong to different memories".into()));
+            }
+            Ok(if b.generation > a.generation { (b, 1) } else { (a, 0) })
+        }
+        (Ok(a), Err(_)) => Ok((a, 0)),
+        (Err(_), Ok(b)) => Ok((b, 1)),
+        (Err(e), Err(_)) => Err(e),
+    }
+}
