@@ -1,1 +1,513 @@
-//! The vocabulary of a CPU: the few dozen operations that formats and kernels are written in, one file per instruction set.
+//! The words a CPU can say: one trait, one file per instruction set, dispatch at run time.
+//!
+//! A value of a type that implements [`Simd`] is a token: holding it proves that the CPU has the instructions, because only
+//! [`dispatch`] makes one, after [`Level::detect`] or [`Level::available`] has looked. Kernels are generic over the token and
+//! run inside a function compiled with the instruction set's target features; everything on the way is `#[inline(always)]`.
+//!
+//! The weight words look at a matrix as *groups of rows*: `LANES` rows at a time, one row per 32-bit lane. A vector of bytes
+//! is `LANES / 4` parts of 16 bytes; in a quad `[V; 4]`, part `l` of vector `i` belongs to row `4 l + i` of the group.
+//! [`Simd::transpose`] turns such a quad (16 consecutive bytes of every row) into four vectors of 32-bit lanes, vector `j`
+//! holding bytes `4 j .. 4 j + 4` of every row, rows in order. Header words, scales and codes of all formats are read this way.
+//!
+//! Invariants: integer words are exact and equal on every level; float words round to nearest, and `fma` is fused on every
+//! level but `Portable`, so that every level but `Portable` gives the same bits.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// What a code vector holds: unsigned codes of at most 4 bits.
+pub const U4: u8 = 0;
+/// Unsigned codes of at most 6 bits.
+pub const U6: u8 = 1;
+/// Signed 8-bit codes, passed through [`Simd::signed`].
+pub const I8: u8 = 2;
+
+/// `[f(0), f(1), f(2), f(3)]` without a closure, which the compiler might not inline into a target-feature function.
+macro_rules! quad {
+    ($i:ident => $e:expr) => {
+        [{ const $i: usize = 0; $e }, { const $i: usize = 1; $e }, { const $i: usize = 2; $e }, { const $i: usize = 3; $e }]
+    };
+}
+pub(crate) use quad;
+
+/// Types for which any bit pattern is a value.
+///
+/// # Safety
+/// No padding, no invalid patterns, no drop.
+pub unsafe trait Plain: Copy + 'static {}
+// SAFETY: an array of plain values is plain.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+// SAFETY: integers and floats have no invalid patterns.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+
+/// `LANES` consecutive rows of a matrix of bytes, read in place.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    base: *const u8,
+    stride: usize,
+    lanes: usize,
+    bytes: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows `first .. first + lanes` of the matrix `bytes`, each `stride` bytes long.
+    ///
+    /// # Panics
+    /// If they do not lie inside `bytes`.
+    #[inline(always)]
+    pub fn new(bytes: &'a [u8], stride: usize, first: usize, lanes: usize) -> Rows<'a> {
+        let end = first.checked_add(lanes).and_then(|n| n.checked_mul(stride));
+        assert!(end.is_some_and(|e| e <= bytes.len()), "rows {first}+{lanes} outside the matrix");
+        // SAFETY: first * stride <= end <= len.
+        Rows { base: unsafe { bytes.as_ptr().add(first * stride) }, stride, lanes, bytes: PhantomData }
+    }
+
+    /// Address of byte `at` of row `row`, from which `len` bytes may be read.
+    #[inline(always)]
+    fn at(&self, row: usize, rows: usize, at: usize, len: usize) -> *const u8 {
+        assert!(at + len <= self.stride && rows <= self.lanes, "read outside the row");
+        debug_assert!(row < rows);
+        // SAFETY: row < rows <= lanes and at + len <= stride, so the bytes lie inside the rows checked in `new`.
+        unsafe { self.base.add(row * self.stride + at) }
+    }
+
+    /// Asks the cache for bytes `from .. from + len` of what follows these rows. A hint: nothing need be there.
+    #[inline(always)]
+    pub fn prefetch_following(&self, from: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let next = self.base.wrapping_add(self.lanes * self.stride + from);
+            for line in (0..len).step_by(64) {
+                // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
+                unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(next.wrapping_add(line).cast()) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (from, len);
+    }
+}
+
+/// The vocabulary. `V` is a vector of bytes or of 32-bit integers as the word says; `F` a vector of `f32`.
+///
+/// Shift counts must be below the width of what is shifted.
+#[allow(missing_docs)]
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Integers: `4 * LANES` bytes.
+    type V: Plain;
+    /// `LANES` floats.
+    type F: Plain;
+    /// 32-bit lanes of a vector; a multiple of 4, at most 16.
+    const LANES: usize;
+    /// What [`Simd::signed`] adds to signed codes (the dot word wants unsigned ones); kernels take it off the sum.
+    const SIGNED_BIAS: i32;
+    /// How many panels of four activation rows a mat-mat tile should take.
+    const TILE_PANELS: usize;
+
+    // --- bytes and integers
+    fn splat8(self, v: u8) -> Self::V;
+    fn splat32(self, v: i32) -> Self::V;
+    fn and(self, a: Self::V, b: Self::V) -> Self::V;
+    fn or(self, a: Self::V, b: Self::V) -> Self::V;
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Shift in 16-bit elements (bytes leak into their neighbours: mask afterwards).
+    fn shr16(self, v: Self::V, n: u32) -> Self::V;
+    fn shl16(self, v: Self::V, n: u32) -> Self::V;
+    /// Shifts of 32-bit elements: logical right, left, arithmetic right.
+    fn shr32(self, v: Self::V, n: u32) -> Self::V;
+    fn shl32(self, v: Self::V, n: u32) -> Self::V;
+    fn sar32(self, v: Self::V, n: u32) -> Self::V;
+    fn add32(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `table[v & 15]` for every byte (bytes must be below 16).
+    fn lookup(self, table: &[i8; 16], v: Self::V) -> Self::V;
+    /// Byte `e` of every 16-byte part becomes 255 if bit `e` of the little-endian u16 at byte `at` of that part is set, else 0.
+    fn spread_bits(self, v: Self::V, at: usize) -> Self::V;
+    /// See the module: a quad of row bytes to four vectors of row lanes.
+    fn transpose(self, q: [Self::V; 4]) -> [Self::V; 4];
+    /// Signed codes as the dot word of kind [`I8`] wants them: each plus `SIGNED_BIAS`.
+    fn signed(self, v: Self::V) -> Self::V;
+    /// The first `LANES` integers of `v` as bytes (they must fit).
+    fn store_i8(self, v: Self::V, out: &mut [i8]);
+
+    // --- products of weight codes (kind `K`) with activations
+    /// Transposed form: lane `r` of `acc` plus the dot of row `r`'s 16 codes with `a`.
+    fn dot<const K: u8>(self, acc: Self::V, w: &[Self::V; 4], a: &[i8; 16]) -> Self::V;
+    /// Row form, 16 codes a row: lane `r` is the dot of row `r` with `a`.
+    fn dot_rows16<const K: u8>(self, w: [Self::V; 4], a: &[i8; 16]) -> Self::V;
+    /// Row form, 32 codes a row: `lo` are the first 16.
+    fn dot_rows32<const K: u8>(self, lo: [Self::V; 4], hi: [Self::V; 4], a: &[i8; 32]) -> Self::V;
+
+    // --- reads from a group of rows
+    /// 16 bytes at byte `at` of the rows `4 l + i`.
+    fn rows16(self, rows: &Rows<'_>, i: usize, at: usize) -> Self::V;
+    /// The u16 at byte `at` of every row, one per lane.
+    fn rows_u16(self, rows: &Rows<'_>, at: usize) -> Self::V;
+    /// The u32 at byte `at` of every row, one per lane.
+    fn rows_u32(self, rows: &Rows<'_>, at: usize) -> Self::V;
+
+    // --- floats
+    fn splat(self, v: f32) -> Self::F;
+    fn load(self, v: &[f32]) -> Self::F;
+    fn store(self, v: Self::F, out: &mut [f32]);
+    /// `LANES` little-endian f32 from bytes.
+    fn load_f32(self, v: &[u8]) -> Self::F;
+    /// `LANES` little-endian f16 from bytes.
+    fn load_f16(self, v: &[u8]) -> Self::F;
+    /// `LANES` little-endian bf16 from bytes.
+    fn load_bf16(self, v: &[u8]) -> Self::F;
+    /// The f16 in the low half of every 32-bit lane (the high half must be zero).
+    fn f16_lanes(self, v: Self::V) -> Self::F;
+    fn to_f(self, v: Self::V) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, v: Self::F) -> Self::V;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+
+    // --- made of the above
+    /// The lanes of `v` in an array (the first `LANES` of 16).
+    #[inline(always)]
+    fn to_array(self, v: Self::F) -> [f32; 16] {
+        let mut a = [0.0; 16];
+        self.store(v, &mut a);
+        a
+    }
+    /// Sum of the lanes, halves first: lanes `i` and `i + LANES / 2` are added, and so on.
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        let mut a = self.to_array(v);
+        let mut n = Self::LANES / 2;
+        while n > 0 {
+            for i in 0..n {
+                a[i] += a[i + n];
+            }
+            n /= 2;
+        }
+        a[0]
+    }
+    /// The f16 at byte `at` of every row.
+    #[inline(always)]
+    fn rows_f16(self, rows: &Rows<'_>, at: usize) -> Self::F {
+        self.f16_lanes(self.rows_u16(rows, at))
+    }
+    /// A quad: 16 bytes at byte `at` of every row.
+    #[inline(always)]
+    fn rows_quad(self, rows: &Rows<'_>, at: usize) -> [Self::V; 4] {
+        quad!(I => self.rows16(rows, I, at))
+    }
+    /// Byte `j` of every lane, unsigned.
+    #[inline(always)]
+    fn byte_u(self, v: Self::V, j: u32) -> Self::V {
+        self.and(self.shr32(v, 8 * j), self.splat32(255))
+    }
+    /// Byte `j` of every lane, signed.
+    #[inline(always)]
+    fn byte_i(self, v: Self::V, j: u32) -> Self::V {
+        self.sar32(self.shl32(v, 24 - 8 * j), 24)
+    }
+}
+
+/// A computation that is generic over the vocabulary. Its `run` must be `#[inline(always)]`.
+pub trait Task {
+    /// What it gives.
+    type Out;
+    /// Does it.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// An instruction set level that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Plain Rust.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// AVX2 and AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+    /// AArch64's own vectors.
+    Neon,
+    /// Neon and `sdot`.
+    DotProd,
+    /// `sdot` and the 8-bit matrix products.
+    I8mm,
+}
+
+impl Level {
+    const ALL: [Level; 7] = [Level::Portable, Level::Avx2, Level::AvxVnni, Level::Avx512, Level::Neon, Level::DotProd, Level::I8mm];
+
+    /// The name that `LOCI_SIMD` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
+            Level::Avx512 => "avx512",
+            Level::Neon => "neon",
+            Level::DotProd => "dotprod",
+            Level::I8mm => "i8mm",
+        }
+    }
+
+    /// True if this CPU can run it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("popcnt")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2");
+            match self {
+                Level::Portable => true,
+                Level::Avx2 => avx2,
+                Level::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+                Level::Avx512 => {
+                    avx2 && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512vnni")
+                }
+                _ => false,
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            match self {
+                Level::Portable => true,
+                Level::Neon => is_aarch64_feature_detected!("neon"),
+                Level::DotProd => is_aarch64_feature_detected!("dotprod"),
+                Level::I8mm => is_aarch64_feature_detected!("dotprod") && is_aarch64_feature_detected!("i8mm"),
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        {
+            self == Level::Portable
+        }
+    }
+
+    /// Every level this CPU can run, lowest first.
+    pub fn available() -> Vec<Level> {
+        Level::ALL.into_iter().filter(|l| l.is_available()).collect()
+    }
+
+    /// The level to compute with: the highest available, or a lower one if `LOCI_SIMD` asks for it. Looked up once.
+    pub fn detect() -> Level {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| {
+            let available = Level::available();
+            let best = available.last().copied().unwrap_or(Level::Portable);
+            match std::env::var("LOCI_SIMD") {
+                Ok(asked) => Level::choose(&available, &asked).unwrap_or_else(|| {
+                    log::warn!("LOCI_SIMD={asked} is not a level of this CPU; using {}", best.name());
+                    best
+                }),
+                Err(_) => best,
+            }
+        })
+    }
+
+    fn choose(available: &[Level], asked: &str) -> Option<Level> {
+        available.iter().copied().find(|l| l.name().eq_ignore_ascii_case(asked.trim()))
+    }
+}
+
+/// Runs `task` with the words of `level`.
+///
+/// # Panics
+/// If this CPU does not have `level`.
+pub fn dispatch<T: Task>(level: Level, task: T) -> T::Out {
+    // The check is a load and a bit test: std caches the features.
+    assert!(level.is_available(), "{level:?} is not available on this CPU");
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the features were checked above.
+        Level::Avx2 => unsafe { avx2::run_avx2(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the features were checked above.
+        Level::AvxVnni => unsafe { avx2::run_avxvnni(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the features were checked above.
+        Level::Avx512 => unsafe { avx512::run(task) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the features were checked above.
+        Level::Neon => unsafe { neon::run_neon(task) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the features were checked above.
+        Level::DotProd | Level::I8mm => unsafe { neon::run_dotprod(task) },
+        _ => task.run(portable::Portable(())),
+    }
+}
+
+/// A buffer that is reused for vectors of any level: it grows, never shrinks, and hands out aligned slices.
+#[derive(Default)]
+pub struct Scratch {
+    lines: Vec<Line>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Scratch {
+    /// An empty one.
+    pub const fn new() -> Scratch {
+        Scratch { lines: Vec::new() }
+    }
+
+    /// Two slices of `a` and `b` elements; what they hold is whatever was there before.
+    pub fn two<A: Plain, B: Plain>(&mut self, a: usize, b: usize) -> (&mut [A], &mut [B]) {
+        const { assert!(align_of::<A>() <= 64 && align_of::<B>() <= 64) };
+        let (la, lb) = ((a * size_of::<A>()).div_ceil(64), (b * size_of::<B>()).div_ceil(64));
+        if self.lines.len() < la + lb {
+            self.lines.resize(la + lb, Line([0; 64]));
+        }
+        let (first, second) = self.lines.split_at_mut(la);
+        // SAFETY: `Plain` types take any bit pattern, the lines are initialised, aligned to 64 and long enough, and the two
+        // parts are disjoint and borrowed mutably from `self`.
+        unsafe {
+            (std::slice::from_raw_parts_mut(first.as_mut_ptr().cast(), a), std::slice::from_raw_parts_mut(second.as_mut_ptr().cast(), b))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_levels_of_this_cpu_can_be_chosen() {
+        let all = Level::available();
+        assert_eq!(all[0], Level::Portable);
+        assert_eq!(Level::choose(&all, " PORTABLE "), Some(Level::Portable));
+        assert_eq!(Level::choose(&all, "sse9"), None);
+        assert_eq!(Level::choose(&[Level::Portable], "avx2"), None);
+    }
+
+    /// Every word whose meaning is not plain from its name, against plain code.
+    struct Words;
+    impl Task for Words {
+        type Out = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let stride = 61;
+            let bytes: Vec<u8> = (0..stride * (S::LANES + 2)).map(|i| (i as u32).wrapping_mul(2654435761).to_be_bytes()[0]).collect();
+            let rows = Rows::new(&bytes, stride, 1, S::LANES);
+            let row = |r: usize, at: usize| &bytes[(r + 1) * stride + at..];
+            let lanes = |v: S::V| {
+                // Exact: values below 2^24 only.
+                s.to_array(s.to_f(v))
+            };
+            let at = 7;
+            let quad = s.rows_quad(&rows, at);
+            for (j, v) in s.transpose(quad).into_iter().enumerate() {
+                for b in 0..4 {
+                    let (u, i) = (lanes(s.byte_u(v, b)), lanes(s.byte_i(v, b)));
+                    for r in 0..S::LANES {
+                        let want = row(r, at + 4 * j + b as usize)[0];
+                        assert_eq!((u[r], i[r]), (f32::from(want), f32::from(want as i8)), "row {r} byte {b} of {j}");
+                    }
+                }
+            }
+            let halves = lanes(s.rows_u16(&rows, 3));
+            let words = lanes(s.shr32(s.rows_u32(&rows, 3), 8));
+            for r in 0..S::LANES {
+                assert_eq!(halves[r], f32::from(u16::from_le_bytes([row(r, 3)[0], row(r, 3)[1]])));
+                assert_eq!(words[r], (u32::from_le_bytes(row(r, 3)[..4].try_into().unwrap()) >> 8) as f32);
+            }
+            let spread = s.transpose(quad!(I => s.spread_bits(quad[I], 5)));
+            for r in 0..S::LANES {
+                let bits = u16::from_le_bytes([row(r, at + 5)[0], row(r, at + 5)[1]]);
+                for e in 0..16 {
+                    let got = lanes(s.byte_u(spread[e / 4], e as u32 % 4))[r];
+                    assert_eq!(got, if bits >> e & 1 == 1 { 255.0 } else { 0.0 });
+                }
+            }
+            let table: [i8; 16] = std::array::from_fn(|i| (i as i8 - 8) * 15);
+            let looked = s.transpose(quad!(I => s.lookup(&table, s.and(quad[I], s.splat8(15)))));
+            for r in 0..S::LANES {
+                for e in 0..16 {
+                    let got = lanes(s.byte_i(looked[e / 4], e as u32 % 4))[r];
+                    assert_eq!(got, f32::from(table[usize::from(row(r, at + e)[0] & 15)]));
+                }
+            }
+            // Extremes of the activations and of the codes.
+            let a: [i8; 32] = std::array::from_fn(|i| [127, -127, 127, 90, -3, -127, 1, 127][i % 8 * (i + 3) % 8]);
+            let (a0, a1): (&[i8; 16], &[i8; 16]) = (a[..16].try_into().unwrap(), a[16..].try_into().unwrap());
+            let hi = s.rows_quad(&rows, at + 16);
+            let code = |r: usize, e: usize| row(r, at + e)[0];
+            let dots = |f: &dyn Fn(u8) -> i32, r: usize, n: usize| (0..n).map(|e| f(code(r, e)) * i32::from(a[e])).sum::<i32>();
+            let mask = |m: u8, q: [S::V; 4]| quad!(I => s.and(q[I], s.splat8(m)));
+            let signed = |q: [S::V; 4]| quad!(I => s.signed(q[I]));
+            let bias: i32 = a.iter().map(|v| i32::from(*v)).sum::<i32>() * S::SIGNED_BIAS;
+            let bias16: i32 = a0.iter().map(|v| i32::from(*v)).sum::<i32>() * S::SIGNED_BIAS;
+            let start = s.splat32(5);
+            let (l4, h4, l6, h6, l8, h8) = (mask(15, quad), mask(15, hi), mask(63, quad), mask(63, hi), signed(quad), signed(hi));
+            let got = [
+                (lanes(s.dot_rows32::<U4>(l4, h4, &a)), 15, 32, 0),
+                (lanes(s.dot_rows32::<U6>(l6, h6, &a)), 63, 32, 0),
+                (lanes(s.dot_rows32::<I8>(l8, h8, &a)), 255, 32, bias),
+                (lanes(s.dot_rows16::<U4>(l4, a0)), 15, 16, 0),
+                (lanes(s.dot_rows16::<U6>(l6, a0)), 63, 16, 0),
+                (lanes(s.dot_rows16::<I8>(l8, a0)), 255, 16, bias16),
+                (lanes(s.dot::<U4>(s.dot::<U4>(start, &s.transpose(l4), a0), &s.transpose(h4), a1)), 15, 32, 5),
+                (lanes(s.dot::<U6>(s.dot::<U6>(start, &s.transpose(l6), a0), &s.transpose(h6), a1)), 63, 32, 5),
+                (lanes(s.dot::<I8>(s.dot::<I8>(start, &s.transpose(l8), a0), &s.transpose(h8), a1)), 255, 32, bias + 5),
+            ];
+            for (i, (lanes, m, n, extra)) in got.into_iter().enumerate() {
+                for (r, lane) in lanes.iter().enumerate().take(S::LANES) {
+                    let f: &dyn Fn(u8) -> i32 = if m == 255 { &|v| i32::from(v as i8) } else { &|v| i32::from(v & m) };
+                    assert_eq!(*lane, (dots(f, r, n) + extra) as f32, "dot {i}, row {r}");
+                }
+            }
+            let halves: Vec<u8> = (0..S::LANES).flat_map(|i| half::f16::from_f32(i as f32 * 0.37 - 2.0).to_le_bytes()).collect();
+            let brains: Vec<u8> = (0..S::LANES).flat_map(|i| half::bf16::from_f32(i as f32 * 0.37 - 2.0).to_le_bytes()).collect();
+            let (h, b) = (s.to_array(s.load_f16(&halves)), s.to_array(s.load_bf16(&brains)));
+            for r in 0..S::LANES {
+                assert_eq!(h[r], half::f16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
+                assert_eq!(b[r], half::bf16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
+            }
+            let f: Vec<f32> = (0..S::LANES).map(|i| i as f32 * 7.5 - 44.0).collect();
+            let mut rounded = [0i8; 16];
+            s.store_i8(s.round(s.load(&f)), &mut rounded);
+            for r in 0..S::LANES {
+                assert_eq!(rounded[r], f[r].round_ties_even() as i8);
+            }
+            assert_eq!(s.sum(s.load(&f)), f.iter().sum::<f32>());
+        }
+    }
+
+    #[test]
+    fn words_mean_the_same_on_every_level() {
+        for level in Level::available() {
+            dispatch(level, Words);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the matrix")]
+    fn rows_outside_the_matrix_are_refused() {
+        Rows::new(&[0; 100], 30, 1, 4);
+    }
+}

@@ -1,0 +1,50 @@
+//! Q3_K: 256 elements in 110 bytes: hmask[32], qs[64], scales[12], d. Per 128 elements 32 bytes of qs, two bits for each of
+//! four 32s; bit j of hmask[i] is the third bit of element i of the j-th 32; per 16 elements a scale of six bits, 32 above its
+//! value (four bits in scales[0..8], two in scales[8..12]); value = d * scale * (q - 4).
+
+use super::{Block, Codes, Sink, f16};
+use crate::gguf::TensorType;
+use crate::simd::{Rows, Simd, U4, quad};
+
+/// See the module.
+pub struct Q3K;
+
+impl Block for Q3K {
+    const TYPE: TensorType = TensorType::Q3_K;
+    const LEN: usize = 256;
+    const BYTES: usize = 110;
+    type Shape = Codes<U4, 4, true, false>;
+
+    fn decode(block: &[u8], out: &mut [f32]) {
+        let (d, packed) = (f16(block, 108), &block[96..108]);
+        for (e, o) in out.iter_mut().enumerate() {
+            let n = e / 16;
+            let scale = packed[n % 8] >> (4 * (n / 8)) & 15 | (packed[8 + n % 4] >> (2 * (n / 4)) & 3) << 4;
+            let q = block[32 + 32 * (e / 128) + e % 32] >> (2 * (e % 128 / 32)) & 3 | (block[e % 32] >> (e / 32) & 1) << 2;
+            *o = d * f32::from(scale as i8 - 32) * f32::from(q as i8 - 4);
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd, K: Sink<S>>(s: S, rows: &Rows<'_>, at: usize, sink: &mut K) {
+        let (d, zero) = (s.rows_f16(rows, at + 108), s.splat(0.0));
+        let (a, b, c) = (s.rows_u32(rows, at + 96), s.rows_u32(rows, at + 100), s.rows_u32(rows, at + 104));
+        let (four, two, third) = (s.splat8(15), s.splat8(3), s.splat8(4));
+        let six = |low: S::V, high: S::V| s.or(s.and(low, four), s.shl16(s.and(high, two), 4));
+        // Word n holds the scales 4 n .. 4 n + 4.
+        let words = [six(a, c), six(b, s.shr16(c, 2)), six(s.shr16(a, 4), s.shr16(c, 4)), six(s.shr16(b, 4), s.shr16(c, 6))];
+        let (mut ha, mut hb) = (s.rows_quad(rows, at), s.rows_quad(rows, at + 16));
+        for half in 0..2 {
+            let (mut a, mut b) = (s.rows_quad(rows, at + 32 + 32 * half), s.rows_quad(rows, at + 48 + 32 * half));
+            for j in 0..4 {
+                let word = words[2 * half + j / 2];
+                let scale = |i: u32| s.mul(d, s.to_f(s.add32(s.byte_u(word, j as u32 % 2 * 2 + i), s.splat32(-32))));
+                let lo = quad!(I => s.or(s.and(a[I], two), s.and(s.shl16(ha[I], 2), third)));
+                let hi = quad!(I => s.or(s.and(b[I], two), s.and(s.shl16(hb[I], 2), third)));
+                sink.take(lo, hi, [scale(0), scale(1)], [zero; 2]);
+                (a, b) = (quad!(I => s.shr16(a[I], 2)), quad!(I => s.shr16(b[I], 2)));
+                (ha, hb) = (quad!(I => s.shr16(ha[I], 1)), quad!(I => s.shr16(hb[I], 1)));
+            }
+        }
+    }
+}

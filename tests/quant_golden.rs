@@ -1,0 +1,163 @@
+//! The promise: blocks mean here what they mean elsewhere.
+//!
+//! `data/quants` holds, per type, 16 rows of 512 as blocks (ordinary rows, and rows of extreme or random bytes), their values
+//! and their dots with `acts.f32` as another implementation computed them, and the exact dots. A second witness for the block
+//! formats is candle.
+
+use candle_core::quantized::k_quants::{self, GgmlType};
+use loci::bytes::{Map, MapSlice};
+use loci::gguf::TensorType::{self, *};
+use loci::kernels::matmul::{Activations, Matrix, matmul};
+use loci::quant;
+use loci::simd::Level;
+use loci::threads::Team;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const TYPES: [TensorType; 14] = [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS];
+const N: usize = 512;
+
+fn read(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/quants").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn floats(name: &str) -> Vec<f32> {
+    read(name).as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn numbers(v: &serde_json::Value) -> Vec<f64> {
+    v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn decoded_values_are_those_of_others() {
+    for ty in TYPES {
+        let (blocks, want) = (read(&format!("{ty}.blk")), floats(&format!("{ty}.f32")));
+        let mut got = vec![0.0; want.len()];
+        quant::dequantise(ty, &blocks, &mut got).unwrap();
+        for (row, (got, want)) in got.chunks(N).zip(want.chunks(N)).enumerate() {
+            let most = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                assert!((g - w).abs() <= 2e-6 * most, "{ty} row {row} element {i}: {g}, expected {w}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dots_are_within_the_bars_on_every_level_and_nearer_than_others() {
+    let index: serde_json::Value = serde_json::from_slice(&read("index.json")).unwrap();
+    let acts = floats("acts.f32");
+    let team = Team::new(1).unwrap();
+    for ty in TYPES {
+        let entry = &index["types"][ty.name()];
+        let (exact, theirs, norms) = (numbers(&entry["exact_dot"]), numbers(&entry["llamacpp_dot"]), numbers(&entry["norm"]));
+        let bytes = read(&format!("{ty}.blk"));
+        let (rows, len) = (exact.len(), bytes.len());
+        let w = Matrix::new(ty, rows, N, MapSlice::new(Arc::new(Map::owned(bytes)), 0..len)).unwrap();
+        // Float weights multiply exact activations; the others have 8 bits per activation, which shows most where a row of
+        // random bytes has a few huge scales.
+        let bar = |row: usize| match ty.block_len() {
+            1 => 1e-6,
+            256 if row >= 8 => 3e-3,
+            _ => 1.2e-3,
+        };
+        for level in Level::available() {
+            let mut activations = Activations::with_level(level);
+            let mut out = vec![0.0; rows * rows];
+            team.pass(|pass| {
+                activations.load(pass, &acts, N);
+                matmul(pass, &w, &activations, &mut out);
+            });
+            let (mut ours_squared, mut theirs_squared) = (0.0, 0.0);
+            for r in 0..rows {
+                let (got, size) = (f64::from(out[r * rows + r]), norms[r].max(1e-30));
+                let error = (got - exact[r]) / size;
+                assert!(error.abs() <= bar(r), "{ty} {level:?} row {r}: {got}, exact {}, error {error:.1e}", exact[r]);
+                (ours_squared, theirs_squared) = (ours_squared + error * error, theirs_squared + ((theirs[r] - exact[r]) / size).powi(2));
+            }
+            println!("{ty} {level:?}: rms error {:.2e}, theirs {:.2e}", (ours_squared / 16.0f64).sqrt(), (theirs_squared / 16.0f64).sqrt());
+            assert!(ours_squared <= theirs_squared * 1.1, "{ty} {level:?}: {ours_squared:.1e}, theirs {theirs_squared:.1e}");
+        }
+    }
+}
+
+/// Values and blocks of one format by candle.
+fn candle<T: GgmlType>(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let mut blocks = vec![T::zeros(); values.len() / T::BLCK_SIZE];
+    T::from_float(values, &mut blocks);
+    let mut decoded = vec![0.0; values.len()];
+    T::to_float(&blocks, &mut decoded);
+    // SAFETY: candle's blocks are `repr(C)` without padding; their size is asserted below against ours.
+    let bytes = unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast::<u8>(), size_of_val(&blocks[..])) };
+    (bytes.to_vec(), decoded)
+}
+
+type Candle = fn(&[f32]) -> (Vec<u8>, Vec<f32>);
+const CANDLE: [(TensorType, Candle); 10] = [
+    (Q4_0, candle::<k_quants::BlockQ4_0>),
+    (Q4_1, candle::<k_quants::BlockQ4_1>),
+    (Q5_0, candle::<k_quants::BlockQ5_0>),
+    (Q5_1, candle::<k_quants::BlockQ5_1>),
+    (Q8_0, candle::<k_quants::BlockQ8_0>),
+    (Q2_K, candle::<k_quants::BlockQ2K>),
+    (Q3_K, candle::<k_quants::BlockQ3K>),
+    (Q4_K, candle::<k_quants::BlockQ4K>),
+    (Q5_K, candle::<k_quants::BlockQ5K>),
+    (Q6_K, candle::<k_quants::BlockQ6K>),
+];
+
+/// Gaussian-like values, as weights are: sums of a few uniform ones, rows of different size.
+fn values(rows: usize) -> Vec<f32> {
+    let mut state = 7u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..rows * N).map(|i| (0..6).map(|_| uniform()).sum::<f32>() * 0.05 * (1 + i / N % 5) as f32).collect()
+}
+
+fn squares(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+}
+
+#[test]
+fn candle_reads_the_same_values_and_our_blocks_are_as_near() {
+    let values = values(20);
+    for (ty, candle) in CANDLE {
+        let (bytes, theirs) = candle(&values);
+        assert_eq!(Some(bytes.len()), ty.row_bytes(values.len()));
+        let mut read = vec![0.0; values.len()];
+        quant::dequantise(ty, &bytes, &mut read).unwrap();
+        let most = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(read.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-6 * most), "{ty}");
+        let mut ours = Vec::new();
+        if quant::quantise(ty, &values, &mut ours).is_ok() {
+            assert_eq!(ours.len(), bytes.len());
+            quant::dequantise(ty, &ours, &mut read).unwrap();
+            let (our, their) = (squares(&read, &values), squares(&theirs, &values));
+            println!("{ty}: squared error {our:.4e}, candle {their:.4e}");
+            assert!(our <= 1.05 * their, "{ty}: squared error {our}, candle {their}");
+        }
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for ty in TYPES.into_iter().chain([F32]) {
+        let mut bytes = Vec::new();
+        for special in [0.0, 1.0, -3.5, f32::MAX, f32::MIN_POSITIVE, f32::NAN, f32::INFINITY] {
+            bytes.clear();
+            if quant::quantise(ty, &[special; 256], &mut bytes).is_err() {
+                assert!(matches!(ty, Q2_K | Q3_K | IQ4_XS), "{ty} cannot be written");
+                continue;
+            }
+            let mut back = [7.0; 256];
+            quant::dequantise(ty, &bytes, &mut back).unwrap();
+            if special == 0.0 || (1.0..=3.5).contains(&special.abs()) {
+                assert!(back.iter().all(|v| (v - special).abs() <= 0.03 * special.abs()), "{ty}: {special} came back as {}", back[0]);
+            }
+        }
+    }
+}
