@@ -646,6 +646,10 @@ SNIPPETS = """
 {{ l[1:][0] }}|{{ l[1:]|length }}|{{ l[1:]|tojson }}|{{ l[1:] + [5] }}|{{ l[1:] == [1, 2] }}|{{ l[1:] is sequence }}|{{ l[1:][-1] }}|{{ l[::-1][0] }}|{{ (1, 2, 3)[:2] }}
 {{ [][::-1] }}|{{ ''[::-1] }}|{{ [][::2] }}|{{ [1][::-1] }}|{{ l[2::-1] }}|{{ l[:0:-1] }}|{{ l[-9:9] }}|{{ l[9:-9:-1] }}|{{ l[1:1] }}|{{ l[2:1] }}|{{ s[n - 2 : n + 1] }}|{{ s[:s.index(',')] }}|{{ l[{'a': 1}['a']:] }}|{{ s[ : ] }}|{{ l[:none] }}
 {{ l[::0] }}
+{{ nul|trim }}|{{ n|trim }}|{{ nul|upper }}|{{ t|lower }}|{{ undefined_thing|trim }}|{{ l|upper }}|{{ 'xxax'|trim('x') }}
+{{ nul is iterable }}{{ n is iterable }}{{ zz is iterable }}{{ t is iterable }}{{ empty is iterable }}{{ nul is sequence }}{{ nul is mapping }}{{ zz is string }}{{ l[1:] is iterable }}{{ d.items() is iterable }}
+{{ nul|length }}
+{{ n|length }}
 {{ d[1:] }}
 {{ undefined_thing[1:] }}
 {% set ns = namespace(m=l[1:]) %}{{ ns.m }}|{% for x in l[1:] %}{{ x }}{{ loop.last }}{% endfor %}|{{ {'a': l[:2], 'b': s[1:2]} }}

@@ -9,8 +9,9 @@
 //! (`{% set ns.s = ns.s ~ ns.s %}` in a loop), and a list that it keeps nesting, ten thousand deep. Whoever renders templates of
 //! strangers on behalf of others should do it in a process that may die.
 //!
-//! Not rendered as Python does: `varargs` and `kwargs` in macros, `%` as string formatting, a sign before an expression (`+x`), floats
-//! of 1e16 and more joined by `~`, `{% raw %}` followed at once by a line break, and how Python prints functions and dict views.
+//! Not rendered as Python does: text joined to a `|safe` string by `+` (Python escapes it as HTML), `varargs` and `kwargs` in macros, `%` as
+//! string formatting, a sign before an expression (`+x`), floats of 1e16 and more joined by `~`, `{% raw %}` followed at once by a line
+//! break, and how Python prints functions, generators and dict views. Some templates that Python refuses (JSON of a generator) render.
 
 mod clock;
 mod python;

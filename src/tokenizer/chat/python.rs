@@ -237,6 +237,13 @@ impl<'a> Arguments<'a> {
 pub fn add_filters(env: &mut Environment<'_>) {
     env.add_filter("tojson", |value: &Value, args: Rest<ValueOrKwargs>| dumps(value, &args.into_values()));
     env.add_filter("string", |value: &Value| to_str(value));
+    // These take anything and see its `str()`: `none|trim` is "None".
+    env.add_filter("upper", |value: &Value| to_str(value).to_uppercase());
+    env.add_filter("lower", |value: &Value| to_str(value).to_lowercase());
+    env.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        let cut = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+        to_str(value).trim_matches(cut).to_owned()
+    });
     env.add_filter("capitalize", |value: &Value| capitalize(&to_str(value)));
     env.add_filter("replace", |value: &Value, old: &Value, new: &Value, count: Option<i64>| {
         let (text, old, new) = (to_str(value), to_str(old), to_str(new));
@@ -253,6 +260,9 @@ pub fn add_filters(env: &mut Environment<'_>) {
     // In Python whatever has a length and can be indexed: strings and dicts too.
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+    });
+    env.add_test("iterable", |value: &Value| {
+        !value.is_none() && (value.is_undefined() || value.as_str().is_some() || value.try_iter().is_ok())
     });
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
