@@ -14,6 +14,7 @@
 //! break, and how Python prints functions, generators and dict views. Some templates that Python refuses (JSON of a generator) render.
 
 mod clock;
+mod json;
 mod python;
 mod source;
 

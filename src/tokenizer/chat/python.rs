@@ -1,10 +1,10 @@
-//! Where Jinja2 shows through to Python: how values print, `tojson` as `json.dumps`, the methods of `str`, `dict` and `list`.
+//! Where Jinja2 shows through to Python: how values print, filters, the methods of `str`, `dict` and `list`.
 //!
-//! Reference: CPython 3's documentation of the built-in types and of `json`; `tojson` has the signature that transformers gives it,
-//! `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+//! Reference: CPython 3's documentation of the built-in types.
 //!
 //! Invariants: order of keys is kept; nesting deeper than [`DEPTH_MAX`] is an error, not a stack overflow.
 
+use super::json;
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde_json::Value as Json;
@@ -12,11 +12,11 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 /// How deep lists and dicts may be nested to be printed.
-const DEPTH_MAX: usize = 128;
+pub(super) const DEPTH_MAX: usize = 128;
 
-type Result<T, E = Error> = std::result::Result<T, E>;
+pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
-fn error(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn error(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
@@ -83,12 +83,12 @@ pub fn format(out: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Res
 }
 
 /// A float, if it is one and no integer.
-fn as_float(value: &Value) -> Option<f64> {
+pub(super) fn as_float(value: &Value) -> Option<f64> {
     if value.kind() == ValueKind::Number && !value.is_integer() { f64::try_from(value.clone()).ok() } else { None }
 }
 
 /// `repr(float)`: the shortest digits that read back, in exponent form below 1e-4 and from 1e16.
-fn float_repr(v: f64, out: &mut String) {
+pub(super) fn float_repr(v: f64, out: &mut String) {
     if !v.is_finite() {
         out.push_str(if v.is_nan() { "nan" } else { ["inf", "-inf"][usize::from(v < 0.0)] });
         return;
@@ -150,7 +150,7 @@ fn repr(value: &Value, out: &mut String, depth: usize) {
     }
 }
 
-fn pairs(value: &Value) -> impl Iterator<Item = (Value, Value)> + use<> {
+pub(super) fn pairs(value: &Value) -> impl Iterator<Item = (Value, Value)> + use<> {
     value.as_object().and_then(|o| o.try_iter_pairs()).into_iter().flatten().collect::<Vec<_>>().into_iter()
 }
 
@@ -184,13 +184,13 @@ fn is_printable(c: char) -> bool {
 }
 
 /// The arguments of a call, by position or by name, as a Python function takes them.
-struct Arguments<'a> {
+pub(super) struct Arguments<'a> {
     positional: &'a [Value],
     named: Option<Kwargs>,
 }
 
 impl<'a> Arguments<'a> {
-    fn new(args: &'a [Value]) -> Self {
+    pub(super) fn new(args: &'a [Value]) -> Self {
         match args.split_last() {
             Some((last, rest)) if last.is_kwargs() => Arguments { positional: rest, named: Kwargs::try_from(last.clone()).ok() },
             _ => Arguments { positional: args, named: None },
@@ -198,7 +198,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// The argument at a place or under a name; `None` (the value) counts as not given.
-    fn get(&self, at: usize, name: &str) -> Option<Value> {
+    pub(super) fn get(&self, at: usize, name: &str) -> Option<Value> {
         let value = match self.positional.get(at) {
             Some(value) => Some(value.clone()),
             None => self.named.as_ref().filter(|n| n.has(name)).and_then(|n| n.get::<Value>(name).ok()),
@@ -216,13 +216,13 @@ impl<'a> Arguments<'a> {
         self.text(at, name)?.ok_or_else(|| Error::new(ErrorKind::MissingArgument, format!("argument {name}")))
     }
 
-    fn integer(&self, at: usize, name: &str) -> Result<Option<i64>> {
+    pub(super) fn integer(&self, at: usize, name: &str) -> Result<Option<i64>> {
         let Some(value) = self.get(at, name) else { return Ok(None) };
         i64::try_from(value).map(Some)
     }
 
     /// No more than `max` by position, and only these names.
-    fn only(&self, max: usize, names: &[&str]) -> Result<()> {
+    pub(super) fn only(&self, max: usize, names: &[&str]) -> Result<()> {
         if self.positional.len() > max {
             return Err(Error::from(ErrorKind::TooManyArguments));
         }
@@ -235,7 +235,7 @@ impl<'a> Arguments<'a> {
 
 /// Filters and tests that differ from the engine's own or are missing there.
 pub fn add_filters(env: &mut Environment<'_>) {
-    env.add_filter("tojson", |value: &Value, args: Rest<ValueOrKwargs>| dumps(value, &args.into_values()));
+    env.add_filter("tojson", |value: &Value, args: Rest<ValueOrKwargs>| json::dumps(value, &args.into_values()));
     env.add_filter("string", |value: &Value| to_str(value));
     // These take anything and see its `str()`: `none|trim` is "None".
     env.add_filter("upper", |value: &Value| to_str(value).to_uppercase());
@@ -292,150 +292,6 @@ fn int(value: &Value, args: &Arguments<'_>) -> Result<Value> {
     // A cast saturates; what does not fit is not worth a big integer.
     let truncated = to_float(value).filter(|v| v.is_finite()).map(|v| Value::from(v as i64));
     Ok(truncated.or_else(|| args.get(0, "default")).unwrap_or(Value::from(0)))
-}
-
-/// The layout of one `json.dumps`.
-struct Layout {
-    ensure_ascii: bool,
-    indent: Option<String>,
-    item: String,
-    key: String,
-    sort_keys: bool,
-}
-
-/// `json.dumps`.
-fn dumps(value: &Value, args: &[Value]) -> Result<String> {
-    let args = Arguments::new(args);
-    args.only(4, &["ensure_ascii", "indent", "separators", "sort_keys"])?;
-    let indent = match args.get(1, "indent") {
-        None => None,
-        Some(v) if v.as_str().is_some() => v.as_str().map(str::to_owned),
-        Some(v) if v.kind() == ValueKind::Bool => Some(" ".repeat(usize::from(v.is_true()))),
-        // A negative indent breaks lines and indents by nothing.
-        Some(v) => Some(" ".repeat(i64::try_from(v)?.clamp(0, 64) as usize)),
-    };
-    let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
-    if let Some(separators) = args.get(2, "separators") {
-        let both: Vec<Value> = separators.try_iter()?.collect();
-        match both.as_slice() {
-            [a, b] => (item, key) = (to_str(a), to_str(b)),
-            _ => return Err(error("tojson: separators are two strings")),
-        }
-    }
-    let truth = |at, name| args.get(at, name).is_some_and(|v| v.is_true());
-    let layout = Layout { ensure_ascii: truth(0, "ensure_ascii"), indent, item, key, sort_keys: truth(3, "sort_keys") };
-    let mut out = String::new();
-    layout.write(value, &mut out, 0)?;
-    Ok(out)
-}
-
-impl Layout {
-    fn write(&self, value: &Value, out: &mut String, depth: usize) -> Result<()> {
-        if depth > DEPTH_MAX {
-            return Err(error("tojson: nested too deeply"));
-        }
-        if let Some(s) = value.as_str() {
-            self.string(s, out);
-            return Ok(());
-        }
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => match as_float(value) {
-                Some(v) if v.is_nan() => out.push_str("NaN"),
-                Some(v) if v.is_infinite() => out.push_str(["Infinity", "-Infinity"][usize::from(v < 0.0)]),
-                Some(v) => float_repr(v, out),
-                None => {
-                    let _ = write!(out, "{value}");
-                }
-            },
-            ValueKind::Seq | ValueKind::Iterable => {
-                out.push('[');
-                let items: Vec<Value> = value.try_iter()?.collect();
-                for (i, item) in items.iter().enumerate() {
-                    self.separate(i, out, depth + 1);
-                    self.write(item, out, depth + 1)?;
-                }
-                self.close(items.len(), ']', out, depth);
-            }
-            ValueKind::Map => {
-                out.push('{');
-                let mut items: Vec<(String, Value)> = Vec::new();
-                for (key, item) in pairs(value) {
-                    items.push((self.key(&key)?, item));
-                }
-                if self.sort_keys {
-                    items.sort_by(|a, b| a.0.cmp(&b.0));
-                }
-                for (i, (key, item)) in items.iter().enumerate() {
-                    self.separate(i, out, depth + 1);
-                    self.string(key, out);
-                    out.push_str(&self.key);
-                    self.write(item, out, depth + 1)?;
-                }
-                self.close(items.len(), '}', out, depth);
-            }
-            kind => return Err(error(format!("tojson: {kind} is not JSON serializable"))),
-        }
-        Ok(())
-    }
-
-    /// Keys that are no strings become what their value is in JSON.
-    fn key(&self, key: &Value) -> Result<String> {
-        if let Some(s) = key.as_str() {
-            return Ok(s.to_owned());
-        }
-        match key.kind() {
-            ValueKind::None | ValueKind::Bool | ValueKind::Number => {
-                let mut out = String::new();
-                self.write(key, &mut out, 0)?;
-                Ok(out)
-            }
-            kind => Err(error(format!("tojson: keys are strings and numbers, not {kind}"))),
-        }
-    }
-
-    fn separate(&self, i: usize, out: &mut String, depth: usize) {
-        if i > 0 {
-            out.push_str(&self.item);
-        }
-        self.line(out, depth);
-    }
-
-    fn close(&self, len: usize, bracket: char, out: &mut String, depth: usize) {
-        if len > 0 {
-            self.line(out, depth);
-        }
-        out.push(bracket);
-    }
-
-    fn line(&self, out: &mut String, depth: usize) {
-        if let Some(indent) = &self.indent {
-            out.push('\n');
-            for _ in 0..depth {
-                out.push_str(indent);
-            }
-        }
-    }
-
-    fn string(&self, s: &str, out: &mut String) {
-        out.push('"');
-        for c in s.chars() {
-            let _ = match c {
-                '"' => write!(out, "\\\""),
-                '\\' => write!(out, "\\\\"),
-                '\n' => write!(out, "\\n"),
-                '\r' => write!(out, "\\r"),
-                '\t' => write!(out, "\\t"),
-                '\u{8}' => write!(out, "\\b"),
-                '\u{c}' => write!(out, "\\f"),
-                '\0'..='\u{1f}' => write!(out, "\\u{:04x}", c as u32),
-                '\u{7f}'.. if self.ensure_ascii => c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}")),
-                _ => write!(out, "{c}"),
-            };
-        }
-        out.push('"');
-    }
 }
 
 /// A method of a string, a dict or a list.
