@@ -83,7 +83,6 @@ pub(super) struct Bpe {
     merges: Vec<[u32; 3]>,
     ranks: IndexTable,
     hasher: Hasher,
-    unknown: Option<u32>,
 }
 
 /// Space that one call of `encode` uses over and over.
@@ -99,7 +98,7 @@ struct Scratch {
 
 impl Bpe {
     /// Reads the merges; `byte_level` says how the vocabulary is spelled.
-    pub fn from_gguf(gguf: &Gguf, vocabulary: &Vocabulary, pre: PreTokenizer, byte_level: bool, unknown: Option<u32>) -> Result<Bpe> {
+    pub fn from_gguf(gguf: &Gguf, vocabulary: &Vocabulary, pre: PreTokenizer, byte_level: bool) -> Result<Bpe> {
         let array = gguf.required(MERGES, string_array(gguf, MERGES)?)?;
         let hasher = Hasher::new();
         let mut merges: Vec<[u32; 3]> = Vec::with_capacity(array.len);
@@ -130,7 +129,7 @@ impl Bpe {
         } else {
             byte_tokens(vocabulary)
         };
-        Ok(Bpe { pre, byte_ids, byte_level, merges, ranks, hasher, unknown })
+        Ok(Bpe { pre, byte_ids, byte_level, merges, ranks, hasher })
     }
 
     /// Adds the tokens of `text`.
@@ -162,7 +161,8 @@ impl Bpe {
         } else {
             self.merge_by_heap(scratch);
         }
-        out.extend(scratch.ids.iter().filter_map(|id| if *id == NONE { self.unknown } else { Some(*id) }));
+        // A byte without a token is left out, as these vocabularies are published: their unknown token, if any, ends a text.
+        out.extend(scratch.ids.iter().filter(|id| **id != NONE));
     }
 
     /// The token that a piece is as a whole, where that goes before merging.

@@ -84,7 +84,7 @@ impl Tokenizer {
         let flag = |name: &str, default| gguf.bool(&format!("tokenizer.ggml.{name}")).map(|v| v.unwrap_or(default));
         let (add_bos, add_space_prefix) = (pre.is_none_or(|pre| pre.add_bos), pre.is_none());
         let encoder = match pre {
-            Some(pre) => Encoder::Bpe(Box::new(Bpe::from_gguf(gguf, &vocabulary, pre, model == "gpt2", roles.unknown)?)),
+            Some(pre) => Encoder::Bpe(Box::new(Bpe::from_gguf(gguf, &vocabulary, pre, model == "gpt2")?)),
             None => Encoder::Spm(Box::new(Spm::new(&vocabulary, roles.unknown))),
         };
         Ok(Tokenizer {
