@@ -5,115 +5,17 @@
 
 use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX, Section, parse_spans};
 use super::geometry::Side;
+use super::index::{LayerIndex, reserve};
 use super::page::{Block, check_rows};
 use super::segment::file_len;
 use super::store::Store;
-use super::{Codec, Fingerprint, Geometry};
+use super::view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};
+use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
 use crate::error::{Error, Result, try_zeroed};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
-
-/// What a handle may do with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Append and commit; one handle at a time.
-    Write,
-    /// Read what is committed; any number of handles.
-    Read,
-}
-
-/// Keys and values of one layer slot, as they are appended.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerKv<'a> {
-    /// Unrotated keys, `(tokens, head_count_kv, key_length)`.
-    pub keys: &'a [f32],
-    /// Values, `(tokens, head_count_kv, value_length)`.
-    pub values: &'a [f32],
-}
-
-/// Where appended tokens come from, so that an answer can cite it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source<'a> {
-    /// For example a file's name; at most 4096 bytes.
-    pub label: &'a str,
-    /// The bytes of the source that these tokens are.
-    pub text: Range<u64>,
-}
-
-/// Tokens that come from one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceSpan {
-    /// The source's label.
-    pub label: String,
-    /// The tokens, as indices into the memory.
-    pub tokens: Range<u64>,
-    /// The bytes of the source that they cover.
-    pub text: Range<u64>,
-}
-
-/// The tokens of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockSpan {
-    /// Index of its first token.
-    pub first_token: u64,
-    /// Number of tokens, at least 1 and at most [`Geometry::block_tokens`].
-    pub len: usize,
-}
-
-/// The keys or the values of one head in one block, in place: rows of `length` elements, token by token. The first byte stands at
-/// a multiple of 64.
-#[derive(Clone, Copy, Debug)]
-pub struct BlockView<'a> {
-    /// The encoded rows, without padding.
-    pub bytes: &'a [u8],
-    /// How they are encoded.
-    pub codec: Codec,
-    /// Tokens.
-    pub len: usize,
-    /// Elements of a row.
-    pub length: usize,
-}
-
-impl BlockView<'_> {
-    /// Decodes all rows; `out` has `len * length` elements.
-    pub fn decode(&self, out: &mut [f32]) {
-        self.codec.decode(self.bytes, out);
-    }
-}
-
-/// A part of a memory file that does not match its checksum.
-#[derive(Debug)]
-pub struct Damage {
-    /// The blocks that it touches.
-    pub blocks: Range<usize>,
-    /// The layer slot whose keys and values are bad; `None` if it is tokens, sources or the index of these blocks.
-    pub layer_slot: Option<usize>,
-    /// [`Error::Corrupt`] with the offset.
-    pub error: Error,
-}
-
-/// Sizes of a memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Tokens, committed or not.
-    pub tokens: u64,
-    /// Durable tokens.
-    pub committed_tokens: u64,
-    /// Blocks, committed or not.
-    pub blocks: usize,
-    /// Commits.
-    pub commits: u64,
-    /// Bytes of the file that commits take.
-    pub file_bytes: u64,
-    /// Bytes of the file that are mapped (not: resident) at present.
-    pub mapped_bytes: u64,
-    /// Number of maps.
-    pub maps: usize,
-    /// Bytes of blocks in RAM which are not committed, and of the loaded index.
-    pub ram_bytes: u64,
-}
 
 /// What is appended but not committed. `Block`s are all full but the last.
 #[derive(Default)]
@@ -121,15 +23,6 @@ struct Pending {
     blocks: Vec<Block>,
     tokens: Vec<u32>,
     spans: Vec<SourceSpan>,
-}
-
-/// The index of one layer slot over all blocks.
-#[derive(Default)]
-struct LayerIndex {
-    /// `(block, head, key_length)`.
-    means: Vec<f32>,
-    /// `(block, head)`.
-    radii: Vec<f32>,
 }
 
 /// A memory: see the module. Reading takes `&self` and can be done from many threads.
@@ -140,43 +33,6 @@ pub struct Memory {
     pending: Pending,
     /// One for each layer slot, loaded when first asked for.
     index: Vec<OnceLock<LayerIndex>>,
-}
-
-fn reserve<T>(v: &mut Vec<T>, what: &'static str, more: usize) -> Result<()> {
-    let bytes = (more as u64).saturating_mul(size_of::<T>() as u64);
-    v.try_reserve(more).map_err(|_| Error::OutOfMemory { what, bytes })
-}
-
-impl LayerIndex {
-    fn reserve(&mut self, geometry: &Geometry, blocks: usize) -> Result<()> {
-        let heads = blocks * geometry.heads();
-        reserve(&mut self.radii, "the index of a memory", heads)?;
-        reserve(&mut self.means, "the index of a memory", heads * geometry.length(Side::Keys))
-    }
-
-    fn truncate(&mut self, geometry: &Geometry, blocks: usize) {
-        self.radii.truncate(blocks * geometry.heads());
-        self.means.truncate(blocks * geometry.heads() * geometry.length(Side::Keys));
-    }
-
-    fn push(&mut self, geometry: &Geometry, slot: usize, block: &Block) {
-        self.means.extend(block.means(geometry, slot));
-        self.radii.extend(block.radii(geometry, slot));
-    }
-
-    /// Appends the index of the committed segments from number `first` on.
-    fn load(&mut self, geometry: &Geometry, store: &Store, slot: usize, first: usize) -> Result<()> {
-        for segment in store.segments.iter().skip(first) {
-            let blocks = segment.layout.blocks;
-            self.reserve(geometry, blocks)?;
-            let bytes = store.section(segment, Section::Index)?;
-            let per_layer = bytes.len() / geometry.layer_count();
-            let mut floats = bytes[slot * per_layer..][..per_layer].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-            self.means.extend(floats.by_ref().take(blocks * geometry.heads() * geometry.length(Side::Keys)));
-            self.radii.extend(floats);
-        }
-        Ok(())
-    }
 }
 
 impl Memory {

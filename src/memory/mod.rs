@@ -6,18 +6,22 @@
 //! `docs/memory-format.md`.
 //!
 //! Walk: `memory.rs` (the handle) -> `page.rs` (a block in memory: pack, summarise) -> `store.rs` (file: recover, commit) ->
-//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `format.rs` has the pages, `geometry.rs` the arithmetic.
+//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `index.rs` holds the summaries for a scan, `format.rs` the pages,
+//! `geometry.rs` the arithmetic.
 
 mod codec;
 mod format;
 mod geometry;
+mod index;
 mod maps;
 #[allow(clippy::module_inception)]
 mod memory;
 mod page;
 mod segment;
 mod store;
+mod view;
 
 pub use codec::Codec;
 pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
-pub use memory::{Access, BlockSpan, BlockView, Damage, LayerKv, Memory, Source, SourceSpan, Stats};
+pub use memory::Memory;
+pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

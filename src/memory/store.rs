@@ -18,7 +18,7 @@ use std::io;
 pub struct Store {
     pub(super) storage: Box<dyn Storage>,
     superblock: Superblock,
-    /// Which of the two copies is written next: never the newest valid one.
+    /// Which of the two copies is written next: never the only one that is known to be durable.
     slot: u64,
     tip: Tip,
     pub(super) segments: Vec<Segment>,
@@ -66,7 +66,7 @@ impl Store {
     }
 
     /// Opens and recovers: finds the newest valid superblock, then follows the chain. Writes nothing. Reads two pages for each
-    /// commit; reads keys and values only of commits that no superblock vouches for (at most one, and only after a crash).
+    /// commit; reads keys and values only of commits that no superblock vouches for (at most two, and only after a crash).
     pub fn open(storage: Box<dyn Storage>, expected: Option<&Fingerprint>, access: Access) -> Result<Store> {
         let (superblock, slot) = read_superblocks(&*storage)?;
         if let Some(expected) = expected
@@ -80,8 +80,7 @@ impl Store {
         }
         let tip = Tip::start(&superblock.uuid);
         let durable = superblock.durable;
-        let mut store =
-            Store { storage, superblock, slot: 1 - slot, tip, segments: Vec::new(), maps: Maps::default(), access, poisoned: false };
+        let mut store = Store { storage, superblock, slot, tip, segments: Vec::new(), maps: Maps::default(), access, poisoned: false };
         store.follow(&durable, true)?;
         Ok(store)
     }
@@ -201,7 +200,7 @@ impl Store {
         let (superblock, slot) = read_superblocks(&*self.storage)?;
         let same = (superblock.uuid, &superblock.geometry, &superblock.fingerprint);
         if same != (self.superblock.uuid, &self.superblock.geometry, &self.superblock.fingerprint) {
-            return Err(corrupt(slot * PAGE, "another memory stands in this file now".into()));
+            return Err(corrupt(0, "another memory stands in this file now".into()));
         }
         not_truncated(&*self.storage, self.tip.end)?;
         let before = self.tip.sequence;
@@ -209,7 +208,7 @@ impl Store {
             self.follow(&superblock.durable, false)?;
         }
         self.superblock = superblock;
-        self.slot = 1 - slot;
+        self.slot = slot;
         Ok(self.tip.sequence > before)
     }
 
@@ -308,7 +307,7 @@ fn extent_of<'a>(block: &'a Block, geometry: &Geometry, slot: usize, packed: &'a
     Ok(packed)
 }
 
-/// The newest valid superblock and its place.
+/// The newest valid superblock, and which copy may be written next without putting the only durable one at risk.
 fn read_superblocks(storage: &dyn Storage) -> Result<(Superblock, u64)> {
     let len = file_len(storage)?;
     let mut pages = [0; 2 * PAGE_BYTES];
@@ -327,10 +326,11 @@ fn read_superblocks(storage: &dyn Storage) -> Result<(Superblock, u64)> {
             if !one_file {
                 return Err(corrupt(PAGE, "the two superblocks belong to different memories".into()));
             }
+            // The older copy is known to be durable, because the newer one was written after a sync; the newer one may yet be lost.
             Ok(if b.generation > a.generation { (b, 1) } else { (a, 0) })
         }
-        (Ok(a), Err(_)) => Ok((a, 0)),
-        (Err(_), Ok(b)) => Ok((b, 1)),
+        (Ok(a), Err(_)) => Ok((a, 1)),
+        (Err(_), Ok(b)) => Ok((b, 0)),
         (Err(e), Err(_)) => Err(e),
     }
 }
