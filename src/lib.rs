@@ -10,6 +10,7 @@ pub mod memory;
 pub mod model;
 pub mod quant;
 pub mod sampler;
+pub mod session;
 pub mod simd;
 pub mod threads;
 pub mod tokenizer;

@@ -296,11 +296,11 @@ impl Tile<'_> {
 fn decode_rows(codec: Codec, bytes: &[u8], stride: usize, at: usize, n: usize, width: usize, out: &mut [f32]) {
     let each = codec.bytes();
     if stride == width {
-        codec.decode_into(&bytes[at * width * each..(at + n) * width * each], &mut out[..n * width]);
+        codec.decode(&bytes[at * width * each..(at + n) * width * each], &mut out[..n * width]);
         return;
     }
     for (i, out) in out.chunks_exact_mut(width).take(n).enumerate() {
         let start = (at + i) * stride * each;
-        codec.decode_into(&bytes[start..start + width * each], out);
+        codec.decode(&bytes[start..start + width * each], out);
     }
 }

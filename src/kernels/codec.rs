@@ -2,6 +2,7 @@
 //!
 //! bf16 rounds to nearest, ties to even (spec of the FoT reference, section 11); f16 as IEEE 754 says.
 
+use crate::error::{Error, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -25,6 +26,38 @@ impl Codec {
         }
     }
 
+    /// Bytes of an encoded row of `len` elements.
+    pub const fn row_bytes(self, len: usize) -> usize {
+        len * self.bytes()
+    }
+
+    /// True if `x` is finite and stays so when it is stored.
+    pub fn holds(self, x: f32) -> bool {
+        match self {
+            Codec::F32 => x.is_finite(),
+            // Half way between the largest half, 65504, and the power of two above it: from there on it rounds to infinity.
+            Codec::F16 => x.abs() < 65520.0,
+            Codec::Bf16 => x.abs().to_bits() < 0x7f7f_8000,
+        }
+    }
+
+    /// The id in files; never reused. 3 (K8V4) and 4 (K4V4) are reserved.
+    pub const fn id(self) -> u32 {
+        match self {
+            Codec::F32 => 0,
+            Codec::F16 => 1,
+            Codec::Bf16 => 2,
+        }
+    }
+
+    /// The codec of an id; [`Error::Unsupported`] for one that this build does not know.
+    pub fn from_id(id: u32) -> Result<Codec> {
+        [Codec::F32, Codec::F16, Codec::Bf16]
+            .into_iter()
+            .find(|c| c.id() == id)
+            .ok_or_else(|| Error::Unsupported(format!("key and value codec {id} (this build knows f32, f16 and bf16)")))
+    }
+
     /// The name users type: `f32`, `f16`, `bf16`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,14 +73,14 @@ impl Codec {
     }
 
     /// Appends the encoding of `values` to `out`.
-    pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+    pub fn append(self, values: &[f32], out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + values.len() * self.bytes(), 0);
-        self.encode_into(values, &mut out[start..]);
+        self.encode(values, &mut out[start..]);
     }
 
     /// Encodes `values` over `out`, which has exactly the bytes for them.
-    pub fn encode_into(self, values: &[f32], out: &mut [u8]) {
+    pub fn encode(self, values: &[f32], out: &mut [u8]) {
         debug_assert_eq!(out.len(), values.len() * self.bytes());
         match self {
             Codec::F32 => {
@@ -74,7 +107,7 @@ impl Codec {
     }
 
     /// Decodes `bytes` into `out`, which has as many elements as `bytes` encodes.
-    pub fn decode_into(self, bytes: &[u8], out: &mut [f32]) {
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         debug_assert_eq!(bytes.len(), out.len() * self.bytes());
         match self {
             Codec::F32 => {

@@ -32,6 +32,14 @@ impl Rotary {
         }
     }
 
+    /// The angles that undo [`Rotary::angles`] at `position`, magnitude included.
+    pub fn inverse_angles(&self, position: i64, table: &mut Vec<[f32; 2]>) {
+        for f in &self.frequencies {
+            let (sin, cos) = (position as f64 * f).sin_cos();
+            table.push([cos as f32 / self.magnitude, -sin as f32 / self.magnitude]);
+        }
+    }
+
     /// Pairs per head.
     pub fn pairs(&self) -> usize {
         self.frequencies.len()

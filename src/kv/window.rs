@@ -1,11 +1,11 @@
-//! The local window: for each layer the rotated keys, the values and, where context may move to memory, the raw keys of
-//! the last tokens.
+//! The local window: for each layer the rotated keys and the values of the last tokens.
 //!
 //! Positions are those of the text since the last reset: entry `i` of the window is token `first() + i`. Keys are rotated
 //! once, when they come in; evicting from the front moves no position (RoPE depends on differences only), so nothing is
-//! rotated again. Memory wants unrotated keys: those are kept beside the rotated ones, in f32-exact or window precision.
+//! rotated again. Memory wants unrotated keys: whoever moves entries there turns them back, which is exact up to rounding.
 //!
-//! Invariant: every layer holds exactly `len()` entries, except while a forward pass is appending a batch.
+//! Invariant: every layer holds exactly `len()` entries, except while a forward pass is appending a batch, and but for the
+//! layers above the last stored one while a document is read into memory (they hold none, and nobody asks).
 
 use crate::error::{Error, Result};
 use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
@@ -22,14 +22,11 @@ pub struct LayerShape {
     pub value_length: usize,
     /// Sliding window of this layer; 0 is unlimited.
     pub sliding_window: usize,
-    /// Keep the unrotated keys too.
-    pub keep_raw: bool,
 }
 
 #[derive(Default)]
 struct Layer {
     keys: Vec<u8>,
-    raw_keys: Vec<u8>,
     values: Vec<u8>,
 }
 
@@ -65,6 +62,11 @@ impl Window {
         self.capacity
     }
 
+    /// Lets it hold more tokens than it was made for.
+    pub fn raise_capacity(&mut self, capacity: usize) {
+        self.capacity = self.capacity.max(capacity);
+    }
+
     /// Position of the oldest entry.
     pub fn first(&self) -> i64 {
         self.first
@@ -77,7 +79,7 @@ impl Window {
 
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| l.keys.capacity() + l.raw_keys.capacity() + l.values.capacity()).sum()
+        self.layers.iter().map(|l| l.keys.capacity() + l.values.capacity()).sum()
     }
 
     /// Makes room for `n` more tokens, or says that the window or the RAM is too small. Nothing changes on error.
@@ -91,22 +93,16 @@ impl Window {
             let values = need * shape.heads_kv * shape.value_length * self.codec.bytes();
             grow(&mut layer.keys, keys)?;
             grow(&mut layer.values, values)?;
-            if shape.keep_raw {
-                grow(&mut layer.raw_keys, keys)?;
-            }
         }
         Ok(())
     }
 
     /// Appends a batch's keys and values, `(tokens, heads_kv, length)`, to one layer. Between the first layer of a batch and
     /// [`Window::advance`] the layers differ in length.
-    pub fn append(&mut self, layer: usize, keys: &[f32], raw_keys: &[f32], values: &[f32]) {
+    pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
         let l = &mut self.layers[layer];
-        self.codec.encode(keys, &mut l.keys);
-        self.codec.encode(values, &mut l.values);
-        if self.shapes[layer].keep_raw {
-            self.codec.encode(raw_keys, &mut l.raw_keys);
-        }
+        self.codec.append(keys, &mut l.keys);
+        self.codec.append(values, &mut l.values);
     }
 
     /// Ends a batch of `n` tokens: all layers have it now.
@@ -125,7 +121,6 @@ impl Window {
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
             let keys = self.len * shape.heads_kv * shape.key_length * self.codec.bytes();
             layer.keys.truncate(keys);
-            layer.raw_keys.truncate(keys);
             layer.values.truncate(self.len * shape.heads_kv * shape.value_length * self.codec.bytes());
         }
     }
@@ -136,11 +131,8 @@ impl Window {
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
             let keys = n * shape.heads_kv * shape.key_length * self.codec.bytes();
             let values = n * shape.heads_kv * shape.value_length * self.codec.bytes();
-            layer.keys.drain(..keys);
-            layer.values.drain(..values);
-            if shape.keep_raw {
-                layer.raw_keys.drain(..keys);
-            }
+            layer.keys.drain(..keys.min(layer.keys.len()));
+            layer.values.drain(..values.min(layer.values.len()));
         }
         self.first += n as i64;
         self.len -= n;
@@ -152,19 +144,14 @@ impl Window {
         self.first = 0;
     }
 
-    /// Unrotated keys and values, `(n, heads_kv, length)` each, of entries `from .. from + n` of a layer.
-    pub fn raw(&self, layer: usize, from: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        let shape = &self.shapes[layer];
-        let l = &self.layers[layer];
-        let decode = |bytes: &[u8], width: usize, out: &mut Vec<f32>| {
+    /// Rotated keys and values, `(n, heads_kv, length)` each, of the `n` oldest entries of a layer.
+    pub fn entries(&self, layer: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+        let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
+        for (bytes, length, out) in [(&l.keys, shape.key_length, keys), (&l.values, shape.value_length, values)] {
             out.clear();
-            out.resize(n * width, 0.0);
-            let each = width * self.codec.bytes();
-            self.codec.decode_into(&bytes[from * each..(from + n) * each], out);
-        };
-        let keys_from = if shape.keep_raw { &l.raw_keys } else { &l.keys };
-        decode(keys_from, shape.heads_kv * shape.key_length, keys);
-        decode(&l.values, shape.heads_kv * shape.value_length, values);
+            out.resize(n * shape.heads_kv * length, 0.0);
+            self.codec.decode(&bytes[..out.len() * self.codec.bytes()], out);
+        }
     }
 
     /// What KV head `head` of `layer` holds, the batch just appended included, for attention.

@@ -9,7 +9,6 @@
 //! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `index.rs` holds the summaries for a scan, `format.rs` the pages,
 //! `geometry.rs` the arithmetic.
 
-mod codec;
 mod format;
 mod geometry;
 mod index;
@@ -21,7 +20,7 @@ mod segment;
 mod store;
 mod view;
 
-pub use codec::Codec;
+pub use crate::kernels::codec::Codec;
 pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
 pub use memory::Memory;
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

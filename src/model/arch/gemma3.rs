@@ -1,0 +1,16 @@
+//! Gemma 3 (text): five sliding layers to one global one, two RoPE bases, normalised queries and keys, norms after
+//! attention and feed-forward too, scaled embeddings, tied output. Norm weights in the file include their +1.
+
+use super::{Arch, Sliding};
+use crate::kernels::activation::Activation;
+use crate::kernels::rotary::PairLayout;
+
+pub(super) const GEMMA3: Arch = Arch {
+    name: "gemma3",
+    pair_layout: PairLayout::Halves,
+    activation: Activation::GeluTanh,
+    scale_embedding: true,
+    qk_norm: true,
+    post_norms: true,
+    sliding: Some(Sliding { period: 6, freq_base: 10_000.0 }),
+};

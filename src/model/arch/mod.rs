@@ -1,0 +1,48 @@
+//! The model families, one row of differences each. What every family shares is in `weights`, `block` and `forward`; what
+//! differs is a field here. Adding a family that differs in no new way is adding a row.
+
+mod gemma3;
+mod llama;
+
+use crate::error::{Error, Result};
+use crate::kernels::activation::Activation;
+use crate::kernels::rotary::PairLayout;
+
+/// How a family differs from plain LLaMA.
+#[derive(Debug)]
+pub struct Arch {
+    /// `general.architecture`, also the prefix of its metadata keys.
+    pub name: &'static str,
+    /// Which dimensions RoPE pairs.
+    pub pair_layout: PairLayout,
+    /// The gate of the feed-forward network.
+    pub activation: Activation,
+    /// Embeddings are multiplied by the square root of their length.
+    pub scale_embedding: bool,
+    /// Queries and keys are RMS-normalised per head before RoPE.
+    pub qk_norm: bool,
+    /// Attention and feed-forward outputs are RMS-normalised before they are added.
+    pub post_norms: bool,
+    /// Some layers see only a sliding window.
+    pub sliding: Option<Sliding>,
+}
+
+/// The pattern of sliding-window layers.
+#[derive(Debug)]
+pub struct Sliding {
+    /// Every so many layers, the last one is global; the others slide. The file may say otherwise.
+    pub period: usize,
+    /// RoPE base of sliding layers, which no scaling touches, unless the file has another.
+    pub freq_base: f32,
+}
+
+/// All rows.
+pub const ROWS: &[&Arch] = &[&llama::LLAMA, &gemma3::GEMMA3];
+
+/// The row of an architecture.
+pub fn find(name: &str) -> Result<&'static Arch> {
+    ROWS.iter().copied().find(|a| a.name == name).ok_or_else(|| {
+        let known: Vec<_> = ROWS.iter().map(|a| a.name).collect();
+        Error::Unsupported(format!("model architecture \"{name}\" (this build knows {})", known.join(", ")))
+    })
+}

@@ -1,0 +1,75 @@
+//! Every buffer of a forward pass, with its shape. They grow to the largest batch seen and stay, so that a warm session
+//! allocates nothing per token.
+
+use crate::error::{Result, try_grow};
+use crate::kernels::matmul::Activations;
+use crate::model::hparams::Hparams;
+
+/// Buffers of one session's forward pass; `n` is the batch.
+#[derive(Default)]
+pub struct Scratch {
+    /// Residual stream, `(n, embedding)`.
+    pub x: Vec<f32>,
+    /// Normalised input of a sublayer, and a sublayer's output, `(n, embedding)`.
+    pub h: Vec<f32>,
+    /// Queries rotated to their place, `(n, heads, key_length)`.
+    pub q: Vec<f32>,
+    /// Queries before RoPE, where a memory wants them.
+    pub q_raw: Vec<f32>,
+    /// Queries rotated to their index in the window, for memory that lies at its first token.
+    pub q_memory: Vec<f32>,
+    /// Rotated keys, `(n, heads_kv, key_length)`.
+    pub k: Vec<f32>,
+    /// Values, `(n, heads_kv, value_length)`.
+    pub v: Vec<f32>,
+    /// Attention's output, `(n, heads, value_length)`.
+    pub attended: Vec<f32>,
+    /// `(n, feed_forward)`
+    pub gate: Vec<f32>,
+    /// `(n, feed_forward)`
+    pub up: Vec<f32>,
+    /// `(rows asked for, vocab)`
+    pub logits: Vec<f32>,
+    /// `(n, pairs)` of (cos, sin): global layers, sliding layers, and by index in the window.
+    pub angles: Angles,
+    /// Quantised input of the matrix at hand.
+    pub activations: Activations,
+}
+
+/// Angles of a batch's tokens.
+#[derive(Default)]
+pub struct Angles {
+    /// Global layers, by position.
+    pub global: Vec<[f32; 2]>,
+    /// Sliding layers, by position.
+    pub sliding: Vec<[f32; 2]>,
+    /// Global layers, by index in the local window.
+    pub memory: Vec<[f32; 2]>,
+}
+
+impl Scratch {
+    /// Makes every buffer large enough for a batch of `n` and `rows` rows of logits.
+    pub fn reserve(&mut self, h: &Hparams, n: usize, rows: usize, vocab: usize) -> Result<()> {
+        const WHAT: &str = "scratch buffers";
+        let queries = n * h.head_count * h.key_length;
+        let keys = n * h.head_count_kv * h.key_length;
+        try_grow(&mut self.x, WHAT, n * h.embedding_length)?;
+        try_grow(&mut self.h, WHAT, n * h.embedding_length)?;
+        for v in [&mut self.q, &mut self.q_raw, &mut self.q_memory] {
+            try_grow(v, WHAT, queries)?;
+        }
+        try_grow(&mut self.k, WHAT, keys)?;
+        try_grow(&mut self.v, WHAT, n * h.head_count_kv * h.value_length)?;
+        try_grow(&mut self.attended, WHAT, n * h.head_count * h.value_length)?;
+        try_grow(&mut self.gate, WHAT, n * h.feed_forward_length)?;
+        try_grow(&mut self.up, WHAT, n * h.feed_forward_length)?;
+        try_grow(&mut self.logits, WHAT, rows * vocab)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let floats =
+            [&self.x, &self.h, &self.q, &self.q_raw, &self.q_memory, &self.k, &self.v, &self.attended, &self.gate, &self.up, &self.logits];
+        floats.iter().map(|v| v.capacity() * 4).sum()
+    }
+}

@@ -1,0 +1,82 @@
+//! Figures of a session: what it has computed, how long that took, and what it holds.
+
+use super::Session;
+use crate::memory::Memory;
+
+/// Figures of a session since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SessionStats {
+    /// Seconds from opening the file to a ready model.
+    pub load_seconds: f64,
+    /// Seconds from the start of the last generation (or its prefill) to its first token; 0 before.
+    pub first_token_seconds: f64,
+    /// Tokens computed in prefill, and the seconds that took.
+    pub prefill_tokens: u64,
+    /// Seconds of prefill.
+    pub prefill_seconds: f64,
+    /// Tokens computed one at a time, and the seconds that took.
+    pub decode_tokens: u64,
+    /// Seconds of decode.
+    pub decode_seconds: f64,
+    /// Prompt tokens that needed no work because the session held them already.
+    pub reused_tokens: u64,
+    /// Tokens in the local window now.
+    pub local_tokens: u64,
+    /// Tokens in all attached memories now.
+    pub memory_tokens: u64,
+    /// Bytes of the model and of memories that are mapped files (the system may reclaim them).
+    pub mapped_bytes: u64,
+    /// Bytes of the local window and of scratch (anonymous memory).
+    pub anonymous_bytes: u64,
+    /// Bytes of this process in RAM now, as the system counts them; 0 where it does not say.
+    pub resident_bytes: u64,
+    /// Bytes of memory blocks read by attention or retrieval.
+    pub memory_bytes_read: u64,
+}
+
+/// What the session counts as it works.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub first_token_seconds: f64,
+    pub prefill_tokens: u64,
+    pub prefill_seconds: f64,
+    pub decode_tokens: u64,
+    pub decode_seconds: f64,
+    pub reused_tokens: u64,
+    pub memory_bytes_read: u64,
+    /// Of the last prefill.
+    pub prompt_seconds: f64,
+}
+
+impl Session {
+    /// Figures since the session was made.
+    pub fn stats(&self) -> SessionStats {
+        let c = &self.counters;
+        let memories = || self.attached.iter().chain(&self.overflow);
+        let memory_sum = |f: &dyn Fn(&Memory) -> u64| memories().map(|m| f(&super::remember::read(m))).sum::<u64>();
+        let map = self.model.gguf().map();
+        let mapped = if map.is_file_backed() { map.len() as u64 } else { 0 };
+        SessionStats {
+            load_seconds: self.model.load_seconds(),
+            first_token_seconds: c.first_token_seconds,
+            prefill_tokens: c.prefill_tokens,
+            prefill_seconds: c.prefill_seconds,
+            decode_tokens: c.decode_tokens,
+            decode_seconds: c.decode_seconds,
+            reused_tokens: c.reused_tokens,
+            local_tokens: self.window.len() as u64,
+            memory_tokens: self.memory_len(),
+            mapped_bytes: mapped + memory_sum(&|m| m.stats().mapped_bytes),
+            anonymous_bytes: (self.window.bytes() + self.scratch.bytes() + self.recall.bytes()) as u64,
+            resident_bytes: resident_bytes(),
+            memory_bytes_read: c.memory_bytes_read,
+        }
+    }
+}
+
+/// Bytes of this process in RAM, where the system says.
+fn resident_bytes() -> u64 {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
