@@ -11,8 +11,11 @@ use common::tiny::{self, Rng, TinyOptions};
 use loci::bytes::Map;
 use loci::error::{Error, Result};
 use loci::gguf::{Array, Gguf, Value};
+use loci::model::ModelOptions;
+use loci::session::{Session, SessionOptions};
 use loci::tokenizer::{Tokenizer, TokenizerOptions};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
@@ -37,7 +40,15 @@ struct Door {
 const DOORS: &[Door] = &[
     Door { name: "Gguf::parse", depth: Depth::Container, open: parse_and_visit },
     Door { name: "Tokenizer::from_gguf", depth: Depth::Vocabulary, open: tokenize },
+    Door { name: "Model::open_bytes", depth: Depth::Model, open: open_and_run },
 ];
+
+/// Opens the model and computes a few tokens: what was let in must not fail later.
+fn open_and_run(bytes: Vec<u8>) -> Result<()> {
+    let model = loci::model::Model::open_bytes(bytes, &ModelOptions::default())?;
+    let mut session = Session::new(model, SessionOptions { threads: 1, context_length: 16, ..SessionOptions::default() })?;
+    session.prefill(&[1, 2, 3], &mut |_, _| ControlFlow::Continue(()))
+}
 
 /// Reads the container and everything in it.
 fn parse_and_visit(bytes: Vec<u8>) -> Result<()> {

@@ -55,6 +55,7 @@ fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
 
 /// e^x in f32, within 2 units in the last place over the whole range; branch-free so that loops over it become vectors.
 /// (Range reduction by ln 2 in two parts, then the degree-6 polynomial of Cody and Waite's scheme.)
+#[allow(clippy::excessive_precision)]
 #[inline]
 pub fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;

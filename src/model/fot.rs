@@ -1,7 +1,7 @@
 //! Metadata of the Focused Transformer (arXiv 2307.03170), `{arch}.fot.*`. A file that has it is a plain LLaMA in every
 //! tensor; the keys say which layers have memory and how the reference sets up its windows.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::Gguf;
 use crate::kernels::codec::Codec;
 
@@ -54,7 +54,8 @@ impl Fot {
             "float32" => "f32",
             other => other,
         };
-        let memory_codec = Codec::from_name(long_name).ok_or_else(|| Error::model(key("memory_dtype"), "f32, f16 or bf16", dtype))?;
+        let memory_codec =
+            Codec::from_name(long_name).ok_or_else(|| Error::model(key("memory_dtype"), "f32, f16 or bf16", quoted(dtype)))?;
         Ok(Some(Fot {
             memory_layers: layers.iter().map(|l| *l as u32).collect(),
             memory_positionals: gguf.bool(&key("memory_positionals"))?.unwrap_or(true),

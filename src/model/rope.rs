@@ -4,7 +4,7 @@
 //! Llama 3's frequency factors all change nothing but these, so `kernels::rotary` need not know them.
 
 use super::hparams::{Hparams, Metadata};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::gguf::Gguf;
 use crate::kernels::rotary::Rotary;
 use std::f64::consts::PI;
@@ -96,7 +96,7 @@ impl RopeScaling {
             None if factor.is_some() => RopeScalingKind::Linear,
             None => RopeScalingKind::None,
             Some(name) => RopeScalingKind::from_name(name)
-                .ok_or_else(|| Error::model(kind_key, "none, linear, ntk, yarn or longrope", format!("\"{name}\"")))?,
+                .ok_or_else(|| Error::model(kind_key, "none, linear, ntk, yarn or longrope", quoted(name)))?,
         };
         let number = |key: &str, default: f32| -> Result<f32> { Ok(gguf.f32(&m.key(key))?.unwrap_or(default)) };
         let attn_factor = match gguf.f32(&m.key("rope.scaling.attn_factor"))? {

@@ -4,7 +4,7 @@
 mod gemma3;
 mod llama;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::kernels::activation::Activation;
 use crate::kernels::rotary::PairLayout;
 
@@ -43,6 +43,6 @@ pub const ROWS: &[&Arch] = &[&llama::LLAMA, &gemma3::GEMMA3];
 pub fn find(name: &str) -> Result<&'static Arch> {
     ROWS.iter().copied().find(|a| a.name == name).ok_or_else(|| {
         let known: Vec<_> = ROWS.iter().map(|a| a.name).collect();
-        Error::Unsupported(format!("model architecture \"{name}\" (this build knows {})", known.join(", ")))
+        Error::Unsupported(format!("model architecture {} (this build knows {})", quoted(name), known.join(", ")))
     })
 }
