@@ -85,7 +85,7 @@ extern "C" {
  * Version
  * --------------------------------------------------------------------------------------------------------------------------- */
 
-/* The version of this header. Before 1.0 a minor version may change the ABI, and then changes the SONAME. */
+/* The version of this header. The SONAME carries the major version (libloci.so.0). */
 #define LOCI_VERSION_MAJOR 0
 #define LOCI_VERSION_MINOR 1
 #define LOCI_VERSION_PATCH 0

@@ -1,0 +1,348 @@
+//! Sessions: one call at a time each, checked by a lock that is never waited for.
+#![allow(unsafe_code)]
+
+use crate::args::{self, Buffer, Out, StructOut};
+use crate::guard::{callback, guard};
+use crate::model::ModelObject;
+use crate::options::{sampler_options, session_options};
+use crate::registry::{self, Entry, Object};
+use crate::status::{Fail, Outcome};
+use crate::text;
+use crate::types::*;
+use engine::session::{CancelHandle, Passage, Session};
+use std::ffi::{CString, c_char, c_void};
+use std::mem::size_of;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, TryLockError};
+
+/// What a `loci_session` stands for.
+pub struct SessionObject {
+    cancel: CancelHandle,
+    slot: Mutex<Slot>,
+}
+
+/// The session, and what pointers handed out for it point to.
+pub struct Slot {
+    pub session: Session,
+    /// Why the last generation ended.
+    pub finish: i32,
+    /// Text of the last piece, with a NUL.
+    pub text: Vec<u8>,
+    pub alternatives: Vec<loci_alternative>,
+    /// Passages as they were last counted, with their sources as C strings.
+    pub passages: Vec<(Passage, Option<CString>)>,
+}
+
+impl Object for SessionObject {
+    type Opaque = loci_session;
+    const NAME: &'static str = "session";
+    fn wrap(this: Arc<Self>) -> Entry {
+        Entry::Session(this)
+    }
+    fn of(entry: &Entry) -> Option<&Arc<Self>> {
+        if let Entry::Session(s) = entry { Some(s) } else { None }
+    }
+}
+
+/// Does `work` with the session, alone: a second call at the same time, from any thread or from a callback, is busy.
+pub fn with<T>(session: *const loci_session, work: impl FnOnce(&mut Slot) -> Outcome<T>) -> Outcome<T> {
+    let object = registry::get::<SessionObject>(session)?;
+    let mut slot = match object.slot.try_lock() {
+        Ok(slot) => slot,
+        Err(TryLockError::WouldBlock) => return Err(Fail::new(LOCI_BUSY, "busy: the session is in another call")),
+        Err(TryLockError::Poisoned(_)) => return Err(Fail::new(LOCI_POISONED, "the session was left unusable by a bug: free it")),
+    };
+    work(&mut slot)
+}
+
+/// The caller's progress callback as the engine wants it.
+///
+/// # Safety
+/// `function` may be called with `user` while the result lives.
+pub unsafe fn progress(function: loci_progress_fn, user: *mut c_void) -> impl FnMut(usize, usize) -> ControlFlow<()> {
+    move |done, total| match function {
+        // SAFETY: the caller's promise.
+        Some(function) if callback(|| unsafe { function(user, done as u64, total as u64) }) != 0 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    }
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_new(
+    model: *mut loci_model,
+    options: *const loci_session_options,
+    out: *mut *mut loci_session,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let m = registry::get::<ModelObject>(model)?;
+        let out = Out::new("out", out)?;
+        let session = Session::new(m.model.clone(), session_options(options)?)?;
+        let cancel = session.cancel_handle();
+        let slot = Slot { session, finish: LOCI_FINISH_NONE, text: Vec::new(), alternatives: Vec::new(), passages: Vec::new() };
+        out.write(registry::insert(SessionObject { cancel, slot: Mutex::new(slot) }));
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_free(session: *mut loci_session) {
+    guard(|| {
+        if let Some(object) = registry::release::<SessionObject>(session) {
+            // A call in progress ends soon, and drops the session when it does.
+            object.cancel.cancel();
+        }
+        Ok(())
+    });
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_cancel(session: *mut loci_session) -> i32 {
+    guard(|| {
+        registry::get::<SessionObject>(session)?.cancel.cancel();
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_reset(session: *mut loci_session) -> i32 {
+    guard(|| {
+        with(session, |s| {
+            s.session.reset();
+            Ok(())
+        })
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_truncate(session: *mut loci_session, length: usize) -> i32 {
+    guard(|| with(session, |s| Ok(s.session.truncate(length)?)))
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_len(session: *mut loci_session, length: *mut usize) -> i32 {
+    guard(|| {
+        let out = Out::new("length", length)?;
+        let length = with(session, |s| Ok(s.session.len()))?;
+        // SAFETY: as the header demands of the caller.
+        unsafe { out.write(length) };
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_tokens(session: *mut loci_session, tokens: *mut i32, capacity: usize, count: *mut usize) -> i32 {
+    guard(|| {
+        let buffer = Buffer::new(tokens.cast::<u32>(), capacity, count)?;
+        // SAFETY: as the header demands of the caller.
+        with(session, |s| unsafe { buffer.write(s.session.tokens()) })
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_prefill(
+    session: *mut loci_session,
+    tokens: *const i32,
+    count: usize,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let tokens = args::tokens(tokens, count)?;
+        with(session, |s| Ok(s.session.prefill(tokens, &mut progress(progress_fn, user))?))
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_prefill_text(
+    session: *mut loci_session,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        with(session, |s| {
+            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
+            Ok(s.session.prefill(&tokens, &mut progress(progress_fn, user))?)
+        })
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_prompt(
+    session: *mut loci_session,
+    tokens: *const i32,
+    count: usize,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let tokens = args::tokens(tokens, count)?;
+        with(session, |s| Ok(s.session.prefill_prompt(tokens, &mut progress(progress_fn, user))?))
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_prompt_text(
+    session: *mut loci_session,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        with(session, |s| {
+            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
+            Ok(s.session.prefill_prompt(&tokens, &mut progress(progress_fn, user))?)
+        })
+    })
+}
+
+fn no_logits() -> Fail {
+    Fail::new(LOCI_STATE, "no logits before the first token: prefill first")
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_logits(session: *mut loci_session, logits: *mut *const f32, count: *mut usize) -> i32 {
+    guard(|| {
+        let (out, out_count) = (Out::new("logits", logits)?, Out::new("count", count)?);
+        with(session, |s| {
+            let logits = s.session.logits().ok_or_else(no_logits)?;
+            // SAFETY: as the header demands of the caller.
+            unsafe {
+                out.write(logits.as_ptr());
+                out_count.write(logits.len());
+            }
+            Ok(())
+        })
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_log_probability(session: *mut loci_session, token: i32, out: *mut f32) -> i32 {
+    guard(|| {
+        let out = Out::new("out", out)?;
+        let value = with(session, |s| {
+            let vocab = s.session.logits().ok_or_else(no_logits)?.len();
+            let outside = || Fail::argument("token", format!("0 to {}", vocab.saturating_sub(1)), token);
+            u32::try_from(token).ok().and_then(|t| s.session.log_probability(t)).ok_or_else(outside)
+        })?;
+        // SAFETY: as the header demands of the caller.
+        unsafe { out.write(value) };
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_sample(session: *mut loci_session, out: *mut i32) -> i32 {
+    guard(|| {
+        let out = Out::new("out", out)?;
+        let token = with(session, |s| {
+            s.session.logits().ok_or_else(no_logits)?;
+            Ok(s.session.sample()?)
+        })?;
+        // SAFETY: as the header demands of the caller.
+        unsafe { out.write(token as i32) };
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_set_sampler(session: *mut loci_session, options: *const loci_sampler_options) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let options = sampler_options(options)?;
+        with(session, |s| Ok(s.session.set_sampler(options)?))
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_set_threads(session: *mut loci_session, threads: u32) -> i32 {
+    guard(|| with(session, |s| Ok(s.session.set_threads(threads as usize)?)))
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_stats_get(session: *mut loci_session, out: *mut loci_session_stats) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let out = StructOut::new("out", out)?;
+        let s = with(session, |s| Ok(s.session.stats()))?;
+        out.write(loci_session_stats {
+            struct_size: size_of::<loci_session_stats>(),
+            load_seconds: s.load_seconds,
+            first_token_seconds: s.first_token_seconds,
+            prefill_tokens: s.prefill_tokens,
+            prefill_seconds: s.prefill_seconds,
+            decode_tokens: s.decode_tokens,
+            decode_seconds: s.decode_seconds,
+            reused_tokens: s.reused_tokens,
+            local_tokens: s.local_tokens,
+            memory_tokens: s.memory_tokens,
+            mapped_bytes: s.mapped_bytes,
+            anonymous_bytes: s.anonymous_bytes,
+            resident_bytes: s.resident_bytes,
+            memory_bytes_read: s.memory_bytes_read,
+        });
+        Ok(())
+    })
+}
