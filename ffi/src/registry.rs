@@ -36,7 +36,8 @@ type Shard = RwLock<HashMap<usize, (Entry, usize)>>;
 const SHARDS: usize = 16;
 
 static LIVE: LazyLock<[Shard; SHARDS]> = LazyLock::new(Default::default);
-static NEXT: AtomicUsize = AtomicUsize::new(1);
+/// Starts above what programs write by mistake for a pointer.
+static NEXT: AtomicUsize = AtomicUsize::new(0x10c1_0000);
 
 fn shard(id: usize) -> &'static Shard {
     &LIVE[(id >> 1) % SHARDS]

@@ -95,7 +95,7 @@ pub unsafe extern "C" fn loci_model_token_bytes(
         let m = registry::get::<ModelObject>(model)?;
         let buffer = Buffer::new(buffer.cast::<u8>(), capacity, length)?;
         known(&m.model, &[token as u32])?;
-        buffer.write(m.model.tokenizer().token_bytes(token as u32).as_ref())
+        buffer.write(&m.model.tokenizer().token_bytes(token as u32).unwrap_or_default())
     })
 }
 
@@ -160,9 +160,8 @@ pub unsafe extern "C" fn loci_model_chat_render(
 fn render(model: &Model, messages: Vec<(String, String)>, add_generation_prompt: bool) -> Outcome<String> {
     use engine::tokenizer::chat::{ChatTemplate, Message, RenderOptions};
     let source = model.chat_template().ok_or_else(|| Fail::not_found("chat template in", model.name()))?;
-    let text = |token: Option<u32>| token.map(|t| String::from_utf8_lossy(model.tokenizer().token_bytes(t).as_ref()).into_owned());
-    let (bos, eos) = (text(model.tokenizer().bos()), text(model.tokenizer().eos()));
-    let template = ChatTemplate::new(source, bos.as_deref(), eos.as_deref())?;
+    let text = |token: Option<u32>| token.and_then(|t| model.tokenizer().token_text(t));
+    let template = ChatTemplate::new(source, text(model.tokenizer().bos()), text(model.tokenizer().eos()))?;
     let messages: Vec<Message> = messages.into_iter().map(|(role, content)| Message { role, content }).collect();
     Ok(template.render(&messages, &RenderOptions { add_generation_prompt, ..Default::default() })?)
 }
