@@ -388,7 +388,7 @@ typedef struct loci_session_stats {
     uint64_t decode_tokens;
     double decode_seconds;
     uint64_t reused_tokens;     /* tokens of prompts that needed no work */
-    uint64_t local_tokens;      /* in the context now */
+    uint64_t local_tokens;      /* in the context now; the last token of a generation joins them with the next call */
     uint64_t memory_tokens;     /* in the attached memories now */
     uint64_t mapped_bytes;      /* files in the address space: the system may take their pages back */
     uint64_t anonymous_bytes;   /* context and scratch */
@@ -435,13 +435,13 @@ LOCI_API loci_status loci_session_prompt_text(loci_session *session, const char 
                                               loci_progress_fn progress, void *user);
 
 /* The logits after the last token, loci_model_vocab_len() of them; valid until the next call of the session. LOCI_STATE before the
- * first token. */
+ * first token, after a truncation, and between two steps of a generation. */
 LOCI_API loci_status loci_session_logits(loci_session *session, const float **logits, size_t *count);
 
-/* Natural logarithm of the probability of token here, before any sampling option. LOCI_STATE before the first token. */
+/* Natural logarithm of the probability of token here, before any sampling option. LOCI_STATE as above. */
 LOCI_API loci_status loci_session_log_probability(loci_session *session, loci_token token, float *out);
 
-/* Chooses a token; reads nothing. To go on with it, prefill it. */
+/* Chooses a token; reads nothing. To go on with it, prefill it. LOCI_STATE as above. */
 LOCI_API loci_status loci_session_sample(loci_session *session, loci_token *out);
 
 /* Answers: chooses and reads tokens until a reason to finish, handing out text. callback may be NULL. LOCI_OK with a reason in
@@ -449,8 +449,8 @@ LOCI_API loci_status loci_session_sample(loci_session *session, loci_token *out)
 LOCI_API loci_status loci_session_generate(loci_session *session, const loci_generate_options *options, loci_piece_fn callback,
                                            void *user, loci_finish *finish);
 
-/* The same, pulled: start, then next until piece->finish is not LOCI_FINISH_NONE. Between two steps the session may be looked at;
- * anything that changes its context ends the generation. */
+/* The same, pulled: start, then next until piece->finish is not LOCI_FINISH_NONE. Anything that changes the context between two steps
+ * ends the generation; loci_session_cancel() between two steps makes the next one the last. */
 LOCI_API loci_status loci_session_start(loci_session *session, const loci_generate_options *options);
 LOCI_API loci_status loci_session_next(loci_session *session, loci_piece *piece);
 
@@ -459,7 +459,7 @@ LOCI_API loci_status loci_session_next(loci_session *session, loci_piece *piece)
 LOCI_API loci_status loci_session_finish(loci_session *session, loci_finish *out);
 
 /* Ends the call in progress, within a layer of the model; that call returns LOCI_CANCELLED, or LOCI_OK with LOCI_FINISH_CANCELLED.
- * Afterwards the session is usable. From any thread, at any time; without a call in progress it does nothing. */
+ * Afterwards the session is usable. From any thread, at any time; without a call or a generation in progress it does nothing. */
 LOCI_API loci_status loci_session_cancel(loci_session *session);
 
 LOCI_API loci_status loci_session_set_sampler(loci_session *session, const loci_sampler_options *options); /* NULL: the defaults */

@@ -168,7 +168,10 @@ impl<T: Copy> Buffer<T> {
             self.length.write_unaligned(values.len());
             if !fits {
                 let what = format!("a buffer of {} elements, found {}", values.len() + end.len(), self.capacity);
-                return Err(Fail { name: Some("capacity".into()), ..Fail::new(LOCI_BUFFER_TOO_SMALL, format!("buffer too small: expected {what}")) });
+                return Err(Fail {
+                    name: Some("capacity".into()),
+                    ..Fail::new(LOCI_BUFFER_TOO_SMALL, format!("buffer too small: expected {what}"))
+                });
             }
             let to = self.data.cast::<u8>();
             to.copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));

@@ -7,6 +7,7 @@
 //! Invariants:
 //! - No pointer that C gives us as a handle is ever dereferenced: handles are numbers, looked up.
 //! - No panic leaves an exported function, and a panic leaves what it worked on poisoned.
+//! - A lock of a session is never waited for; a lock of a memory only for a moment, and not from a callback.
 //! - Outputs are written last, after everything that can fail.
 #![deny(unsafe_code)]
 

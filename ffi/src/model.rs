@@ -60,6 +60,13 @@ unsafe fn open(
     // SAFETY: the caller's promise.
     unsafe {
         let model = from(&model_options(options)?)?;
+        log::info!(
+            "opened {}: {}, {} tensor bytes, most of them {}",
+            model.name(),
+            model.architecture(),
+            model.weight_bytes(),
+            model.weight_type()
+        );
         out.write(registry::insert(ModelObject::new(model)));
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use crate::status::{Fail, Outcome};
 use crate::types::LOCI_INVALID_HANDLE;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -30,7 +30,7 @@ pub enum Entry {
 }
 
 /// Entries and how often each must still be freed.
-type Shard = RwLock<HashMap<usize, (Entry, usize)>>;
+type Shard = RwLock<BTreeMap<usize, (Entry, usize)>>;
 
 /// Power of two; calls on different handles rarely meet.
 const SHARDS: usize = 16;
@@ -44,11 +44,11 @@ fn shard(id: usize) -> &'static Shard {
 }
 
 // Nothing that can panic runs under these locks; if it did, the map would still be whole.
-fn read(id: usize) -> RwLockReadGuard<'static, HashMap<usize, (Entry, usize)>> {
+fn read(id: usize) -> RwLockReadGuard<'static, BTreeMap<usize, (Entry, usize)>> {
     shard(id).read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(id: usize) -> RwLockWriteGuard<'static, HashMap<usize, (Entry, usize)>> {
+fn write(id: usize) -> RwLockWriteGuard<'static, BTreeMap<usize, (Entry, usize)>> {
     shard(id).write().unwrap_or_else(PoisonError::into_inner)
 }
 

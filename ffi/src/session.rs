@@ -46,13 +46,16 @@ impl Object for SessionObject {
 
 /// Does `work` with the session, alone: a second call at the same time, from any thread or from a callback, is busy.
 pub fn with<T>(session: *const loci_session, work: impl FnOnce(&mut Slot) -> Outcome<T>) -> Outcome<T> {
-    let object = registry::get::<SessionObject>(session)?;
-    let mut slot = match object.slot.try_lock() {
-        Ok(slot) => slot,
-        Err(TryLockError::WouldBlock) => return Err(Fail::new(LOCI_BUSY, "busy: the session is in another call")),
-        Err(TryLockError::Poisoned(_)) => return Err(Fail::new(LOCI_POISONED, "the session was left unusable by a bug: free it")),
-    };
-    work(&mut slot)
+    alone(&registry::get::<SessionObject>(session)?.slot, work)
+}
+
+/// A panic in `work` poisons the lock as it unwinds.
+fn alone<S, T>(slot: &Mutex<S>, work: impl FnOnce(&mut S) -> Outcome<T>) -> Outcome<T> {
+    match slot.try_lock() {
+        Ok(mut slot) => work(&mut slot),
+        Err(TryLockError::WouldBlock) => Err(Fail::new(LOCI_BUSY, "busy: the session is in another call")),
+        Err(TryLockError::Poisoned(_)) => Err(Fail::new(LOCI_POISONED, "the session was left unusable by a bug: free it")),
+    }
 }
 
 /// The caller's progress callback as the engine wants it.
@@ -237,8 +240,13 @@ pub unsafe extern "C" fn loci_session_prompt_text(
     })
 }
 
-fn no_logits() -> Fail {
-    Fail::new(LOCI_STATE, "no logits before the first token: prefill first")
+/// Logits after the last token. A generation leaves its last token chosen but not computed: then that is done first.
+fn logits(s: &mut Slot) -> Outcome<&[f32]> {
+    let nothing: &mut dyn FnMut(usize, usize) -> ControlFlow<()> = &mut |_, _| ControlFlow::Continue(());
+    if s.session.logits().is_none() && s.finish != LOCI_FINISH_NONE {
+        s.session.prefill(&[], nothing)?;
+    }
+    s.session.logits().ok_or_else(|| Fail::new(LOCI_STATE, "no logits here: prefill first"))
 }
 
 /// See the header.
@@ -246,11 +254,11 @@ fn no_logits() -> Fail {
 /// # Safety
 /// Pointers as the header says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn loci_session_logits(session: *mut loci_session, logits: *mut *const f32, count: *mut usize) -> i32 {
+pub unsafe extern "C" fn loci_session_logits(session: *mut loci_session, out: *mut *const f32, count: *mut usize) -> i32 {
     guard(|| {
-        let (out, out_count) = (Out::new("logits", logits)?, Out::new("count", count)?);
+        let (out, out_count) = (Out::new("logits", out)?, Out::new("count", count)?);
         with(session, |s| {
-            let logits = s.session.logits().ok_or_else(no_logits)?;
+            let logits = logits(s)?;
             // SAFETY: as the header demands of the caller.
             unsafe {
                 out.write(logits.as_ptr());
@@ -270,7 +278,7 @@ pub unsafe extern "C" fn loci_session_log_probability(session: *mut loci_session
     guard(|| {
         let out = Out::new("out", out)?;
         let value = with(session, |s| {
-            let vocab = s.session.logits().ok_or_else(no_logits)?.len();
+            let vocab = logits(s)?.len();
             let outside = || Fail::argument("token", format!("0 to {}", vocab.saturating_sub(1)), token);
             u32::try_from(token).ok().and_then(|t| s.session.log_probability(t)).ok_or_else(outside)
         })?;
@@ -289,7 +297,7 @@ pub unsafe extern "C" fn loci_session_sample(session: *mut loci_session, out: *m
     guard(|| {
         let out = Out::new("out", out)?;
         let token = with(session, |s| {
-            s.session.logits().ok_or_else(no_logits)?;
+            logits(s)?;
             Ok(s.session.sample()?)
         })?;
         // SAFETY: as the header demands of the caller.
@@ -345,4 +353,23 @@ pub unsafe extern "C" fn loci_session_stats_get(session: *mut loci_session, out:
         });
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_caller_is_busy_and_a_panic_poisons() {
+        let slot = Mutex::new(1);
+        let nested = guard(|| alone(&slot, |_| alone(&slot, |_| Ok(()))));
+        assert_eq!(nested, LOCI_BUSY);
+        let add = |n: &mut i32| {
+            *n += 1;
+            Ok(())
+        };
+        assert_eq!(guard(|| alone(&slot, add)), LOCI_OK);
+        assert_eq!(guard(|| alone(&slot, |n| if *n == 2 { panic!("a bug") } else { Ok(()) })), LOCI_PANIC);
+        assert_eq!(guard(|| alone(&slot, add)), LOCI_POISONED);
+    }
 }

@@ -64,13 +64,9 @@ impl From<Error> for Fail {
         let fail = |status| Fail::new(status, message.clone());
         match e {
             Error::Io { what, source } => Fail { name: Some(what), found: Some(source.to_string()), ..fail(LOCI_IO) },
-            Error::Format { offset, field, expected, found, .. } => Fail {
-                name: Some(field),
-                expected: Some(expected),
-                found: Some(found),
-                offset: Some(offset),
-                ..fail(LOCI_FORMAT)
-            },
+            Error::Format { offset, field, expected, found, .. } => {
+                Fail { name: Some(field), expected: Some(expected), found: Some(found), offset: Some(offset), ..fail(LOCI_FORMAT) }
+            }
             Error::Corrupt { file, offset, what } => {
                 Fail { name: Some(file.into()), found: Some(what), offset: Some(offset), ..fail(LOCI_CORRUPT) }
             }

@@ -148,9 +148,10 @@ pub unsafe extern "C" fn loci_model_chat_render(
         let contents = args::slice("contents", contents, count)?;
         let add_generation_prompt = args::boolean("add_generation_prompt", add_generation_prompt)?;
         let buffer = Buffer::new(buffer, capacity, length)?;
-        let messages = roles.iter().zip(contents).map(|(role, content)| {
-            Ok((args::string("roles", *role)?.to_owned(), args::string("contents", *content)?.to_owned()))
-        });
+        let messages = roles
+            .iter()
+            .zip(contents)
+            .map(|(role, content)| Ok((args::string("roles", *role)?.to_owned(), args::string("contents", *content)?.to_owned())));
         let messages = messages.collect::<Outcome<Vec<_>>>()?;
         buffer.write_text(render(&m.model, messages, add_generation_prompt)?.as_bytes())
     })
@@ -160,7 +161,7 @@ pub unsafe extern "C" fn loci_model_chat_render(
 fn render(model: &Model, messages: Vec<(String, String)>, add_generation_prompt: bool) -> Outcome<String> {
     use engine::tokenizer::chat::{ChatTemplate, Message, RenderOptions};
     let source = model.chat_template().ok_or_else(|| Fail::not_found("chat template in", model.name()))?;
-    let text = |token: Option<u32>| token.and_then(|t| model.tokenizer().token_text(t));
+    let text = |token: Option<u32>| token.and_then(|t| model.tokenizer().token_text(t)).unwrap_or_default();
     let template = ChatTemplate::new(source, text(model.tokenizer().bos()), text(model.tokenizer().eos()))?;
     let messages: Vec<Message> = messages.into_iter().map(|(role, content)| Message { role, content }).collect();
     Ok(template.render(&messages, &RenderOptions { add_generation_prompt, ..Default::default() })?)
