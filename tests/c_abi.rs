@@ -252,18 +252,23 @@ fn run_silent(command: &mut Command) {
     assert!(out.status.success() && said.is_empty(), "{command:?} ended with {}\n{}", out.status, String::from_utf8_lossy(&said));
 }
 
+/// A new directory for the files of one run.
+fn fresh(models: &Models, name: &str, run: usize) -> PathBuf {
+    let dir = models.path(&format!("{name}-{run}"));
+    std::fs::create_dir(&dir).expect("a directory");
+    dir
+}
+
 #[test]
 fn the_common_job_runs_clean() {
     let models = Models::new();
     for (i, way) in WAYS.into_iter().enumerate() {
         let exe = compile("tests/c/job.c", way, models.dir.path());
-        for (model, padded, len) in [("plain.gguf", "padded", models.len), ("fot.gguf", "padded-fot", 0)] {
-            let dir = models.path(&format!("{i}-{model}-d"));
-            std::fs::create_dir(&dir).expect("a directory");
-            let mut command = valgrind(&exe);
-            command.arg(models.path(model)).arg(models.path(padded)).args([OFFSET.to_string(), len.to_string()]).arg(&dir);
-            run_silent(&mut command);
-        }
+        // The length of the model within the file, or 0 for the rest of it.
+        let (model, padded, len) = if way.cpp { ("fot.gguf", "padded-fot", 0) } else { ("plain.gguf", "padded", models.len) };
+        let mut command = valgrind(&exe);
+        command.arg(models.path(model)).arg(models.path(padded)).args([OFFSET.to_string(), len.to_string()]);
+        run_silent(command.arg(fresh(&models, "job", i)));
     }
 }
 
@@ -272,11 +277,11 @@ fn the_contracts_hold() {
     let models = Models::new();
     for (i, way) in WAYS.into_iter().enumerate() {
         let exe = compile("tests/c/contracts.c", way, models.dir.path());
-        for (model, other) in [("plain.gguf", "other.gguf"), ("fot.gguf", "plain.gguf")] {
-            let dir = models.path(&format!("{i}-{model}-d"));
-            std::fs::create_dir(&dir).expect("a directory");
-            run_silent(valgrind(&exe).arg(models.path(model)).arg(models.path(other)).arg(&dir));
-        }
+        let (model, other) = if way.cpp { ("fot.gguf", "plain.gguf") } else { ("plain.gguf", "other.gguf") };
+        run_silent(valgrind(&exe).arg(models.path(model)).arg(models.path(other)).arg(fresh(&models, "contracts", i)));
+        // The Focused Transformer of the golden vectors.
+        let (model, other) = (common::data("fot/fot_a.f16.gguf"), common::data("fot/fot_gqa.f16.gguf"));
+        run_silent(Command::new(&exe).arg(model).arg(other).arg(fresh(&models, "golden", i)));
     }
 }
 
@@ -287,6 +292,15 @@ fn nothing_crashes_under_the_hammer() {
     for (way, model, seed) in [(WAYS[0], "plain.gguf", "1"), (WAYS[3], "fot.gguf", "2"), (WAYS[0], "plain.gguf", "3")] {
         let exe = compile("tests/c/hammer.c", way, models.dir.path());
         run(Command::new(exe).arg(models.path(model)).arg(models.dir.path()).args(["64", "1500", seed]));
+    }
+}
+
+#[test]
+fn memories_are_shared_without_a_deadlock() {
+    let models = Models::new();
+    let exe = compile("tests/c/shared.c", WAYS[0], models.dir.path());
+    for model in ["plain.gguf", "fot.gguf"] {
+        run_silent(Command::new(&exe).arg(models.path(model)).arg("60"));
     }
 }
 

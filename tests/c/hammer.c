@@ -5,6 +5,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 #include <pthread.h>
+#include <unistd.h>
 
 #define SLOTS 12
 #define TOKENS 24
@@ -245,6 +246,7 @@ int main(int argc, char **argv) {
     any o;
     int n, i;
     CHECK(argc == 6);
+    alarm(600); /* whoever waits for ever is ended by it */
     model_path = argv[1];
     dir = argv[2];
     n = atoi(argv[3]);
