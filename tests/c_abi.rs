@@ -8,7 +8,6 @@
 
 mod common;
 #[path = "../ffi/src/types.rs"]
-#[allow(dead_code)]
 mod types;
 
 use common::tiny::{self, TinyOptions};
