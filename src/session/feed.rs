@@ -1,6 +1,6 @@
 //! Feeding tokens: prefill in batches, the windows of a Focused Transformer, and what happens when the local window is full.
 
-use super::remember::read;
+use super::remember::read_all;
 use super::{Overflow, Progress, Session, SharedMemory};
 use crate::error::{Error, Result};
 use crate::model::forward::{Context, Outputs, forward};
@@ -128,8 +128,8 @@ impl Session {
 
     /// One forward pass, appended to the window.
     pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory], recall: bool) -> Result<()> {
-        let guards: Vec<_> = memories.iter().map(read).collect();
-        let memories: Vec<&_> = guards.iter().map(|g| &**g).collect();
+        let (guards, own) = read_all(memories);
+        let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
         let is_fot = self.model.hparams().fot.is_some();
         let has_logits = matches!(outputs, Outputs::Last);
         if recall {

@@ -35,6 +35,17 @@ pub(super) fn read(memory: &SharedMemory) -> RwLockReadGuard<'_, Memory> {
     memory.read().unwrap_or_else(|e| e.into_inner())
 }
 
+/// All of `memories` for reading: guards, and for each memory which of the guards is its own. One that is there twice is locked
+/// once, and all sessions lock in one order: otherwise two of them, each waiting behind a writer for the memory that the other
+/// holds, would wait for ever.
+pub(super) fn read_all(memories: &[SharedMemory]) -> (Vec<RwLockReadGuard<'_, Memory>>, Vec<usize>) {
+    let mut order: Vec<&SharedMemory> = memories.iter().collect();
+    order.sort_by_key(|m| Arc::as_ptr(m));
+    order.dedup_by_key(|m| Arc::as_ptr(m));
+    let own = memories.iter().map(|m| order.partition_point(|o| Arc::as_ptr(o) < Arc::as_ptr(m))).collect();
+    (order.into_iter().map(read).collect(), own)
+}
+
 fn write(memory: &SharedMemory) -> RwLockWriteGuard<'_, Memory> {
     memory.write().unwrap_or_else(|e| e.into_inner())
 }
@@ -203,7 +214,9 @@ impl Session {
     /// Which stored passages were read for the last tokens, most wanted first. Ordinary models only: a Focused Transformer
     /// reads all of its memory, or a choice per query and head.
     pub fn passages(&self) -> Vec<Passage> {
-        let memories: Vec<_> = self.attached.iter().chain(&self.overflow).map(read).collect();
+        let shared: Vec<_> = self.attached.iter().chain(&self.overflow).cloned().collect();
+        let (guards, own) = read_all(&shared);
+        let memories: Vec<&Memory> = own.iter().map(|i| &*guards[*i]).collect();
         let sources: Vec<_> = memories.iter().map(|m| m.sources().unwrap_or_default()).collect();
         let source_at = |memory: usize, token: u64| {
             let span = sources[memory].iter().find(|s| s.tokens.contains(&token));
