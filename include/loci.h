@@ -127,7 +127,7 @@ typedef int32_t loci_status;
 #define LOCI_PANIC (-14)           /* a bug in loci; what the call worked on answers LOCI_POISONED from now on */
 #define LOCI_POISONED (-15)        /* unusable since a LOCI_PANIC: free it */
 #define LOCI_NOT_FOUND (-16)       /* no such metadata key, token, chat template or passage */
-#define LOCI_STATE (-17)           /* nothing there yet: logits before the first token */
+#define LOCI_STATE (-17)           /* not now: logits before the first token, next without start */
 #define LOCI_INTERNAL (-18)        /* an error this header has no code for; loci_last_error() says more */
 
 /* The name of a code, for example "LOCI_MISMATCH"; "unknown" for anything else. Static. */
@@ -445,12 +445,13 @@ LOCI_API loci_status loci_session_log_probability(loci_session *session, loci_to
 LOCI_API loci_status loci_session_sample(loci_session *session, loci_token *out);
 
 /* Answers: chooses and reads tokens until a reason to finish, handing out text. callback may be NULL. LOCI_OK with a reason in
- * finish, cancellation included, or an error. options may be NULL. */
+ * finish, cancellation included, or an error; LOCI_STATE before the first token. options may be NULL. */
 LOCI_API loci_status loci_session_generate(loci_session *session, const loci_generate_options *options, loci_piece_fn callback,
                                            void *user, loci_finish *finish);
 
 /* The same, pulled: start, then next until piece->finish is not LOCI_FINISH_NONE. Anything that changes the context between two steps
- * ends the generation; loci_session_cancel() between two steps makes the next one the last. */
+ * ends the generation; loci_session_cancel() between two steps makes the next one the last. LOCI_STATE
+ * where no generation runs. */
 LOCI_API loci_status loci_session_start(loci_session *session, const loci_generate_options *options);
 LOCI_API loci_status loci_session_next(loci_session *session, loci_piece *piece);
 

@@ -6,8 +6,9 @@ use crate::guard::{callback, guard};
 use crate::model::c_token;
 use crate::options::generate_options;
 use crate::session::with;
+use crate::status::{Fail, Outcome};
 use crate::types::*;
-use engine::session::{Finish, Piece};
+use engine::session::{Finish, Piece, Session};
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ops::ControlFlow;
@@ -21,6 +22,11 @@ fn c_finish(finish: Finish) -> i32 {
         Finish::Cancelled => LOCI_FINISH_CANCELLED,
         Finish::Callback => LOCI_FINISH_CALLBACK,
     }
+}
+
+/// A generation goes on from a token.
+fn not_empty(session: &Session) -> Outcome {
+    if session.is_empty() { Err(Fail::new(LOCI_STATE, "nothing to go on from: prefill first")) } else { Ok(()) }
 }
 
 /// The piece as the header has it; it points into `text` and `alternatives`, which are overwritten.
@@ -60,6 +66,7 @@ pub unsafe extern "C" fn loci_session_generate(
         let options = generate_options(options)?;
         let out = Out::new("finish", finish)?;
         let reason = with(session, |s| {
+            not_empty(&s.session)?;
             // Until it is known better, the panic of a bug included.
             s.finish = LOCI_FINISH_ERROR;
             let (text, alternatives) = (&mut s.text, &mut s.alternatives);
@@ -89,6 +96,7 @@ pub unsafe extern "C" fn loci_session_start(session: *mut loci_session, options:
     guard(|| unsafe {
         let options = generate_options(options)?;
         with(session, |s| {
+            not_empty(&s.session)?;
             s.finish = LOCI_FINISH_ERROR;
             s.session.start(options)?;
             s.finish = LOCI_FINISH_NONE;
@@ -111,7 +119,10 @@ pub unsafe extern "C" fn loci_session_next(session: *mut loci_session, piece: *m
             if running {
                 s.finish = LOCI_FINISH_ERROR;
             }
-            let next = s.session.next()?;
+            let next = s.session.next().map_err(|e| match e {
+                engine::Error::Argument { name: "generation", .. } => Fail { status: LOCI_STATE, ..e.into() },
+                e => e.into(),
+            })?;
             let piece = c_piece(&next, &mut s.text, &mut s.alternatives);
             s.finish = piece.finish;
             out.write(piece);

@@ -20,6 +20,7 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     const char *one[1] = {"user"};
     const char *none[1] = {NULL};
     loci_finish finish = 77;
+    loci_piece piece;
     loci_model *model_out = NULL;
     loci_session *session_out = NULL;
     loci_memory *memory_out = NULL;
@@ -90,6 +91,10 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     IS(LOCI_STATE, loci_session_sample(session, &token));
     IS(LOCI_INVALID_ARGUMENT, loci_session_sample(session, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_generate(session, NULL, NULL, NULL, NULL));
+    IS(LOCI_STATE, loci_session_generate(session, NULL, NULL, NULL, &finish));
+    IS(LOCI_STATE, loci_session_start(session, NULL));
+    piece.struct_size = sizeof piece;
+    IS(LOCI_STATE, loci_session_next(session, &piece));
     IS(LOCI_INVALID_ARGUMENT, loci_session_start(NULL, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_next(session, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_finish(session, NULL));
@@ -227,6 +232,31 @@ static void versions(loci_model *model) {
     sampler.logit_bias_count = 2;
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_sampler(session, &sampler));
     OK(loci_session_set_sampler(session, NULL));
+    loci_session_free(session);
+}
+
+/* A full context: an ordinary model says so before it computes anything, a Focused Transformer goes on. */
+static void limits(loci_model *model) {
+    loci_session_options options;
+    loci_session *session;
+    loci_error error;
+    size_t len;
+    OK(loci_session_options_init(&options, sizeof options));
+    options.context_length = 64;
+    OK(loci_session_new(model, &options, &session));
+    if (loci_model_memory_layer_count(model) == 0) {
+        IS(LOCI_LIMIT, loci_session_prefill(session, tokens, 65, NULL, NULL));
+        error.struct_size = sizeof error;
+        OK(loci_last_error_details(&error));
+        CHECK(error.status == LOCI_LIMIT && strcmp(error.found, "65") == 0 && strstr(error.expected, "64") != NULL);
+        OK(loci_session_len(session, &len));
+        CHECK(len == 0);
+        OK(loci_session_prefill(session, tokens, 64, NULL, NULL));
+    } else {
+        OK(loci_session_prefill(session, tokens, TOKENS, NULL, NULL));
+        OK(loci_session_len(session, &len));
+        CHECK(len == TOKENS);
+    }
     loci_session_free(session);
 }
 
@@ -566,6 +596,7 @@ int main(int argc, char **argv) {
     versions(model);
     handles(argv[1]);
     buffers(model);
+    limits(model);
     one_caller(model);
     cancellation(model);
     mismatch(model, other, argv[3]);

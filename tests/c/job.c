@@ -270,6 +270,53 @@ static void generation(loci_model *model) {
     loci_session_free(session);
 }
 
+static size_t find(const char *text, size_t len, const char *what) {
+    size_t n = strlen(what), i;
+    for (i = 0; i + n <= len; i++)
+        if (memcmp(text + i, what, n) == 0) return i;
+    return len;
+}
+
+/* A stop string taken from the middle of an answer ends the same answer in front of it. */
+static void stopping(loci_model *model) {
+    loci_session *session;
+    loci_sampler_options sampler;
+    loci_generate_options how;
+    loci_finish finish;
+    answer whole, cut;
+    char stop[16];
+    const char *stops[2];
+    size_t from, to;
+    OK(loci_session_new(model, NULL, &session));
+    OK(loci_sampler_options_init(&sampler, sizeof sampler));
+    OK(loci_generate_options_init(&how, sizeof how));
+    how.max_tokens = 60;
+    how.ignore_eos = 1;
+    do { /* until an answer has a stretch in its middle that can be a C string */
+        sampler.seed++;
+        CHECK(sampler.seed < 50);
+        OK(loci_session_prompt_text(session, PROMPT, LOCI_NUL_TERMINATED, LOCI_ADD_SPECIAL, NULL, NULL));
+        OK(loci_session_set_sampler(session, &sampler));
+        memset(&whole, 0, sizeof whole);
+        OK(loci_session_generate(session, &how, collect, &whole, &finish));
+        for (from = whole.len / 2; from < whole.len && ((unsigned char)whole.text[from] & 0xc0) == 0x80;) from++;
+        for (to = from + 4; to < whole.len && ((unsigned char)whole.text[to] & 0xc0) == 0x80;) to++;
+    } while (to >= whole.len || memchr(whole.text + from, 0, to - from) != NULL);
+    memcpy(stop, whole.text + from, to - from);
+    stop[to - from] = 0;
+    stops[0] = "a string that does not come";
+    stops[1] = stop;
+    how.stop = stops;
+    how.stop_count = 2;
+    OK(loci_session_prompt_text(session, PROMPT, LOCI_NUL_TERMINATED, LOCI_ADD_SPECIAL, NULL, NULL));
+    OK(loci_session_set_sampler(session, &sampler));
+    memset(&cut, 0, sizeof cut);
+    OK(loci_session_generate(session, &how, collect, &cut, &finish));
+    CHECK(finish == LOCI_FINISH_STOP && cut.finish == finish);
+    CHECK(cut.len == find(whole.text, whole.len, stop) && memcmp(cut.text, whole.text, cut.len) == 0);
+    loci_session_free(session);
+}
+
 static void memories(loci_model *model, const char *dir) {
     const char *path = in_dir(dir, "job.lmem");
     const char *story = "the stone tower is on the shore and the rain is in the garden where the lantern is hidden from the sea";
@@ -349,6 +396,7 @@ int main(int argc, char **argv) {
     accessors(model);
     text(model);
     generation(model);
+    stopping(model);
     memories(model, argv[5]);
     loci_model_free(model);
     return 0;
