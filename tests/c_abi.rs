@@ -314,3 +314,18 @@ fn the_example_answers() {
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("missing.gguf"), "{out:?}");
 }
+
+/// So does the one on the header's first screen.
+#[test]
+fn the_example_of_the_header_answers() {
+    let models = Models::new();
+    let header = std::fs::read_to_string(root().join("include/loci.h")).expect("include/loci.h");
+    let (_, example) = header.split_once(" *   #include <loci.h>").expect("an example");
+    let (example, _) = example.split_once(" * CONVENTIONS").expect("conventions after the example");
+    let lines: Vec<&str> = example.lines().map(|l| l.trim_start_matches(" *").strip_prefix("   ").unwrap_or("")).collect();
+    let source = format!("#include <loci.h>{}\n", lines.join("\n"));
+    let file = models.path("first.c");
+    std::fs::write(&file, source).expect("first.c");
+    let exe = compile(file.to_str().unwrap(), WAYS[2], models.dir.path());
+    assert!(!run(Command::new(exe).arg(models.path("plain.gguf"))).is_empty());
+}
