@@ -13,7 +13,7 @@ use crate::bytes::MapSlice;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 use crate::quant::{self, Block, Float, Shape, Sink, Visitor};
-use crate::simd::{I8, Level, Rows, Scratch, Simd, Task, U4, U6, dispatch};
+use crate::simd::{I8, Level, Rows, Scratch, Simd, Task, U4, U6, dispatch, quad};
 use crate::threads::{Band, Pass};
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -228,7 +228,7 @@ impl<const W: usize> Task for Quantise<'_, W> {
                 for x in x.chunks_exact(S::LANES) {
                     most = s.max(most, s.abs(s.load(x)));
                 }
-                let most = s.to_array(most)[..S::LANES].iter().fold(0f32, |m, v| m.max(*v));
+                let most = s.most(most);
                 // Below that the inverse is no longer a number.
                 let inverse = if most > 1e-30 { 127.0 / most } else { 0.0 };
                 let scale = if most > 1e-30 { most / 127.0 } else { 0.0 };
@@ -334,9 +334,8 @@ impl<B: Block> Task for Group<'_, '_, B> {
             while row < self.rows.end {
                 let first = row.min(w.rows.saturating_sub(S::LANES));
                 let group = group::<S>(w, self.few, first);
-                let mut sink = VecSink::<S, B::Shape> { s, x: x.single.iter(), sum: s.splat(0.0), shape: PhantomData };
+                let mut sink = VecSink::<S, B> { s, x: x.single.iter(), sum: s.splat(0.0), rows: group, ahead: 0, format: PhantomData };
                 for at in (0..w.row_bytes).step_by(B::BYTES) {
-                    group.prefetch_following(at * S::LANES, B::BYTES * S::LANES);
                     B::unpack(s, &group, at, &mut sink);
                 }
                 let sums = s.to_array(sink.sum);
@@ -383,34 +382,54 @@ macro_rules! by_code {
 }
 
 /// Multiplies with one activation row while the codes are in registers.
-struct VecSink<'a, S: Simd, C> {
+struct VecSink<'a, S: Simd, B> {
     s: S,
     x: std::slice::Iter<'a, Panel<1>>,
     sum: S::F,
-    shape: PhantomData<C>,
+    rows: Rows<'a>,
+    /// How many bytes of the next group have been asked for.
+    ahead: usize,
+    format: PhantomData<B>,
 }
 
-impl<S: Simd, C: Shape> Sink<S> for VecSink<'_, S, C> {
+impl<S: Simd, B: Block> Sink<S> for VecSink<'_, S, B> {
     #[inline(always)]
     fn take(&mut self, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]) {
-        let Some(x) = self.x.next() else { return };
-        let (s, factor) = (self.s, self.s.splat(x.scale[0]));
-        if C::HALVES {
-            let [a, b] = x.codes[0].as_chunks::<16>().0 else { return };
-            let a = s.add32(by_code!(C, s.dot_rows16(lo, a)), start::<S, C>(s, x.minus_half[0][0]));
-            let b = s.add32(by_code!(C, s.dot_rows16(hi, b)), start::<S, C>(s, x.minus_half[0][1]));
-            self.sum = s.fma(s.to_f(a), s.mul(scale[0], factor), self.sum);
-            self.sum = s.fma(s.to_f(b), s.mul(scale[1], factor), self.sum);
-            if C::SHIFTS {
-                self.sum = s.fma(shift[0], s.splat(half_sum(x, 0, 0)), self.sum);
-                self.sum = s.fma(shift[1], s.splat(half_sum(x, 0, 1)), self.sum);
-            }
-        } else {
-            let dot = s.add32(by_code!(C, s.dot_rows32(lo, hi, &x.codes[0])), start::<S, C>(s, x.minus_sum[0]));
-            self.sum = s.fma(s.to_f(dot), s.mul(scale[0], factor), self.sum);
-            if C::SHIFTS {
-                self.sum = s.fma(shift[0], s.splat(x.scaled_sum[0]), self.sum);
-            }
+        // As many bytes ahead as are used up here: a few lines at a time, or the requests queue up.
+        let used = B::BYTES * S::LANES * BLOCK / B::LEN;
+        self.rows.prefetch_following(self.ahead, used);
+        self.ahead += used;
+        multiply_single::<S, B::Shape>(self.s, &mut self.x, &mut self.sum, lo, hi, scale, shift);
+    }
+}
+
+#[inline(always)]
+fn multiply_single<S: Simd, C: Shape>(
+    s: S,
+    x: &mut std::slice::Iter<'_, Panel<1>>,
+    sum: &mut S::F,
+    lo: [S::V; 4],
+    hi: [S::V; 4],
+    scale: [S::F; 2],
+    shift: [S::F; 2],
+) {
+    let Some(x) = x.next() else { return };
+    let factor = s.splat(x.scale[0]);
+    if C::HALVES {
+        let [a, b] = x.codes[0].as_chunks::<16>().0 else { return };
+        let a = s.add32(by_code!(C, s.dot_rows16(lo, a)), start::<S, C>(s, x.minus_half[0][0]));
+        let b = s.add32(by_code!(C, s.dot_rows16(hi, b)), start::<S, C>(s, x.minus_half[0][1]));
+        *sum = s.fma(s.to_f(a), s.mul(scale[0], factor), *sum);
+        *sum = s.fma(s.to_f(b), s.mul(scale[1], factor), *sum);
+        if C::SHIFTS {
+            *sum = s.fma(shift[0], s.splat(half_sum(x, 0, 0)), *sum);
+            *sum = s.fma(shift[1], s.splat(half_sum(x, 0, 1)), *sum);
+        }
+    } else {
+        let dot = s.add32(by_code!(C, s.dot_rows32(lo, hi, &x.codes[0])), start::<S, C>(s, x.minus_sum[0]));
+        *sum = s.fma(s.to_f(dot), s.mul(scale[0], factor), *sum);
+        if C::SHIFTS {
+            *sum = s.fma(shift[0], s.splat(x.scaled_sum[0]), *sum);
         }
     }
 }
@@ -575,32 +594,47 @@ impl<F: Float> Task for FloatRows<'_, '_, F> {
                 rest.chunks_exact(F::BYTES).zip(&mut out[whole..]).for_each(|(b, o)| *o = F::decode(b));
             }
             let at = row - self.rows.start;
-            let columns = x.exact.chunks_exact(padded).take(x.rows);
-            for (i, x) in columns.enumerate() {
-                let sums = float_dots(s, buffer, x);
-                self.band.row(i)[at..][..count].copy_from_slice(&sums[..count]);
+            let columns = &x.exact[..x.rows * padded];
+            let mut quads = columns.chunks_exact(4 * padded);
+            let mut i = 0;
+            for x in &mut quads {
+                i = put_floats(self.band, i, at, count, float_dots::<S, 4>(s, buffer, x));
+            }
+            for x in quads.remainder().chunks_exact(padded) {
+                i = put_floats(self.band, i, at, count, float_dots::<S, 1>(s, buffer, x));
             }
         }
     }
 }
 
-/// Dots of four rows with `x`.
-#[inline(always)]
-fn float_dots<S: Simd>(s: S, rows: &[f32], x: &[f32]) -> [f32; FLOAT_ROWS] {
-    let n = x.len();
-    let (a, rest) = rows.split_at(n);
-    let (b, rest) = rest.split_at(n);
-    let (c, d) = rest.split_at(n);
-    let mut sums = [s.splat(0.0); FLOAT_ROWS];
-    let of = |v: &mut S::F, w: &[f32], x: S::F| *v = s.fma(s.load(w), x, *v);
-    let lanes = S::LANES;
-    let quads = a.chunks_exact(lanes).zip(b.chunks_exact(lanes)).zip(c.chunks_exact(lanes).zip(d.chunks_exact(lanes)));
-    for (((a, b), (c, d)), x) in quads.zip(x.chunks_exact(lanes)) {
-        let x = s.load(x);
-        of(&mut sums[0], a, x);
-        of(&mut sums[1], b, x);
-        of(&mut sums[2], c, x);
-        of(&mut sums[3], d, x);
+fn put_floats<const C: usize>(band: &mut Band<'_>, mut i: usize, at: usize, count: usize, sums: [[f32; FLOAT_ROWS]; C]) -> usize {
+    for sums in sums {
+        band.row(i)[at..][..count].copy_from_slice(&sums[..count]);
+        i += 1;
     }
-    sums.map(|v| s.sum(v))
+    i
+}
+
+/// Dots of four rows with `C` rows of `x`.
+#[inline(always)]
+fn float_dots<S: Simd, const C: usize>(s: S, rows: &[f32], x: &[f32]) -> [[f32; FLOAT_ROWS]; C] {
+    let n = x.len() / C;
+    let mut sums = [[s.splat(0.0); FLOAT_ROWS]; C];
+    let w: [&[f32]; FLOAT_ROWS] = quad!(R => &rows[R * n..(R + 1) * n]);
+    let mut at = 0;
+    while at + S::LANES <= n {
+        let w = quad!(R => s.load(&w[R][at..]));
+        let mut c = 0;
+        while c < C {
+            let x = s.load(&x[c * n + at..]);
+            sums[c] = quad!(R => s.fma(w[R], x, sums[c][R]));
+            c += 1;
+        }
+        at += S::LANES;
+    }
+    let mut out = [[0.0; FLOAT_ROWS]; C];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = quad!(R => s.sum(sums[R]));
+    }
+    out
 }

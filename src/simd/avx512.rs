@@ -199,9 +199,10 @@ impl Simd for Avx512 {
         let (p, n) = (rows.at(0, 16, at, 2), rows.stride);
         // SAFETY: `at` checks that 2 bytes may be read in each of 16 rows.
         unsafe {
-            let h = |r: usize| i16::from_le_bytes(p.add(r * n).cast::<[u8; 2]>().read_unaligned());
-            let a = _mm_setr_epi16(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7));
-            let b = _mm_setr_epi16(h(8), h(9), h(10), h(11), h(12), h(13), h(14), h(15));
+            let q = p.add(8 * n);
+            let h = |p: *const u8, r: usize| i16::from_le_bytes(p.add(r * n).cast::<[u8; 2]>().read_unaligned());
+            let a = _mm_setr_epi16(h(p, 0), h(p, 1), h(p, 2), h(p, 3), h(p, 4), h(p, 5), h(p, 6), h(p, 7));
+            let b = _mm_setr_epi16(h(q, 0), h(q, 1), h(q, 2), h(q, 3), h(q, 4), h(q, 5), h(q, 6), h(q, 7));
             _mm512_cvtepu16_epi32(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b))
         }
     }
@@ -210,8 +211,11 @@ impl Simd for Avx512 {
         let (p, n) = (rows.at(0, 16, at, 4), rows.stride);
         // SAFETY: `at` checks that 4 bytes may be read in each of 16 rows.
         unsafe {
-            let h = |r: usize| i32::from_le_bytes(p.add(r * n).cast::<[u8; 4]>().read_unaligned());
-            _mm512_setr_epi32(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7), h(8), h(9), h(10), h(11), h(12), h(13), h(14), h(15))
+            let q = p.add(8 * n);
+            let h = |p: *const u8, r: usize| i32::from_le_bytes(p.add(r * n).cast::<[u8; 4]>().read_unaligned());
+            let a = _mm256_setr_epi32(h(p, 0), h(p, 1), h(p, 2), h(p, 3), h(p, 4), h(p, 5), h(p, 6), h(p, 7));
+            let b = _mm256_setr_epi32(h(q, 0), h(q, 1), h(q, 2), h(q, 3), h(q, 4), h(q, 5), h(q, 6), h(q, 7));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
         }
     }
     #[inline(always)]

@@ -84,7 +84,8 @@ impl<'a> Rows<'a> {
         unsafe { self.base.add(row * self.stride + at) }
     }
 
-    /// Asks the cache for bytes `from .. from + len` of what follows these rows. A hint: nothing need be there.
+    /// Asks the second-level cache for bytes `from .. from + len` of what follows these rows; the first level would not hold two
+    /// groups of long rows. A hint: nothing need be there.
     #[inline(always)]
     pub fn prefetch_following(&self, from: usize, len: usize) {
         #[cfg(target_arch = "x86_64")]
@@ -92,7 +93,7 @@ impl<'a> Rows<'a> {
             let next = self.base.wrapping_add(self.lanes * self.stride + from);
             for line in (0..len).step_by(64) {
                 // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
-                unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(next.wrapping_add(line).cast()) };
+                unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(next.wrapping_add(line).cast()) };
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -196,6 +197,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
         while n > 0 {
             for i in 0..n {
                 a[i] += a[i + n];
+            }
+            n /= 2;
+        }
+        a[0]
+    }
+    /// The largest lane.
+    #[inline(always)]
+    fn most(self, v: Self::F) -> f32 {
+        let mut a = self.to_array(v);
+        let mut n = Self::LANES / 2;
+        while n > 0 {
+            for i in 0..n {
+                a[i] = if a[i + n] > a[i] { a[i + n] } else { a[i] };
             }
             n /= 2;
         }
@@ -495,6 +509,7 @@ mod tests {
                 assert_eq!(rounded[r], f[r].round_ties_even() as i8);
             }
             assert_eq!(s.sum(s.load(&f)), f.iter().sum::<f32>());
+            assert_eq!(s.most(s.load(&f)), f[S::LANES - 1]);
         }
     }
 
