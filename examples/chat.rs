@@ -12,16 +12,16 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: chat MODEL")?;
     let model = Model::open(Path::new(&path), &ModelOptions::default())?;
-    let spelling =
-        |id: Option<u32>| id.map_or_else(String::new, |id| String::from_utf8_lossy(&model.tokenizer().decode(&[id], true)).into());
+    let tokenizer = model.tokenizer();
+    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
     let source = model.chat_template().ok_or("the model has no chat template")?;
-    let template = ChatTemplate::new(source, &spelling(model.tokenizer().bos()), &spelling(model.tokenizer().eos()))?;
+    let template = ChatTemplate::new(source, spelling(tokenizer.bos()), spelling(tokenizer.eos()))?;
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     let mut session = Session::new(model.clone(), SessionOptions::default())?;
     let mut messages = Vec::new();
     for line in std::io::stdin().lines() {
         messages.push(Message { role: "user".into(), content: line? });
-        let tokens = model.tokenizer().encode(&template.render(&messages, &options)?, false, true);
+        let tokens = tokenizer.encode(&template.render(&messages, &options)?, false, true);
         session.prefill_prompt(&tokens, &mut |_, _| ControlFlow::Continue(()))?;
         let mut answer = String::new();
         session.generate(GenerateOptions::default(), &mut |piece| {

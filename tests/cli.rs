@@ -150,7 +150,6 @@ fn inspect_lists_what_the_file_holds() {
 fn tokens_survive_the_way_there_and_back() {
     let model = utf8(common::smollm2());
     let dir = Dir::new();
-    // What llama.cpp's tokenizer gives for this text and model.
     let ids = json(&["tokenize", "--model", &model, "--text", "Hello, world!"]);
     let file = dir.write("ids.json", ids.to_string());
     assert_eq!(text(&["tokenize", "--model", &model, "--detokenize", &file]), "Hello, world!");

@@ -3,7 +3,6 @@
 use crate::args::{ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt};
 use clap::Args;
-use loci::model::Model;
 use loci::sampler::log_probability;
 use loci::session::Session;
 use serde_json::json;
@@ -28,7 +27,7 @@ impl Logits {
     pub fn exec(self) -> Done {
         let ids = prompt::ids(&self.ids)?;
         let model = self.model.open()?;
-        prompt::check_ids(&model, &ids)?;
+        prompt::check_ids(model.vocab_len(), &ids)?;
         let mut options = self.session.options();
         if options.context_length == 0 && model.memory_layers().is_empty() {
             options.context_length = ids.len().max(1);
@@ -81,7 +80,7 @@ impl Perplexity {
             (Some(file), None) => model.tokenizer().encode_bytes(&prompt::read(file)?, true, false),
             (None, None) => return Err(Failure::usage("perplexity: --file or --ids is needed")),
         };
-        prompt::check_ids(&model, &tokens)?;
+        prompt::check_ids(model.vocab_len(), &tokens)?;
         let mut options = self.session.options();
         if options.context_length == 0 {
             options.context_length = 512;
@@ -92,7 +91,7 @@ impl Perplexity {
             return Err(Failure::usage(format!("perplexity: {} tokens do not fill one chunk of --ctx {n_ctx}", tokens.len())));
         }
         let chunks = if self.chunks == 0 { available } else { self.chunks.min(available) };
-        let bos = wants_bos(&model)?;
+        let bos = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos());
         let mut session = Session::new(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
@@ -132,12 +131,6 @@ impl Perplexity {
         output::print_line(&format!("chunks {chunks} of {available}, {n_ctx} tokens each, {} scored", score.count))?;
         output::print_line(&format!("PPL = {ppl:.4} +/- {error:.5}"))
     }
-}
-
-/// The BOS, if the model wants every text to begin with one: an empty text then is just that token.
-fn wants_bos(model: &Model) -> Result<Option<u32>, Failure> {
-    let bos = model.tokenizer().bos();
-    Ok(bos.filter(|bos| model.tokenizer().encode("", true, false).first() == Some(bos)))
 }
 
 /// Sums of negative log-likelihoods.

@@ -48,10 +48,10 @@ pub fn ids_of_json(value: &Value, source: &str) -> Result<Vec<u32>, Failure> {
     items.iter().map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| bad(item))).collect()
 }
 
-/// Fails unless every id is one of the model's.
-pub fn check_ids(model: &Model, ids: &[u32]) -> Result<(), Failure> {
-    match ids.iter().find(|&&id| id as usize >= model.vocab_len()) {
-        Some(id) => Err(Failure::usage(format!("token id {id}: the model has {} tokens", model.vocab_len()))),
+/// Fails unless every id is below the model's number of tokens.
+pub fn check_ids(vocab_len: usize, ids: &[u32]) -> Result<(), Failure> {
+    match ids.iter().find(|&&id| id as usize >= vocab_len) {
+        Some(id) => Err(Failure::usage(format!("token id {id}: the model has {vocab_len} tokens"))),
         None => Ok(()),
     }
 }
@@ -60,7 +60,6 @@ pub fn check_ids(model: &Model, ids: &[u32]) -> Result<(), Failure> {
 pub struct Chat<'a> {
     model: &'a Model,
     template: ChatTemplate,
-    bos: String,
 }
 
 impl<'a> Chat<'a> {
@@ -69,27 +68,25 @@ impl<'a> Chat<'a> {
         let source = model.chat_template().ok_or_else(|| {
             Failure::failed(format!("{} has no chat template (tokenizer.chat_template); `loci run` completes plain text", model.name()))
         })?;
-        let text = |id: Option<u32>| id.map(|id| token_text(model, id)).unwrap_or_default();
-        let bos = text(model.tokenizer().bos());
-        let eos = text(model.tokenizer().eos());
-        Ok(Chat { model, template: ChatTemplate::new(source, &bos, &eos)?, bos })
+        let tokenizer = model.tokenizer();
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        Ok(Chat { model, template: ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))? })
     }
 
     /// The conversation as tokens, ready for the model's answer.
     pub fn tokens(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
         let text = self.template.render(messages, &RenderOptions { add_generation_prompt: true, ..RenderOptions::default() })?;
+        let tokenizer = self.model.tokenizer();
+        let mut tokens = tokenizer.encode(&text, false, true);
         // Many templates write the BOS themselves; it must not stand there twice.
-        let add_special = self.bos.is_empty() || !text.starts_with(&self.bos);
-        Ok(self.model.tokenizer().encode(&text, add_special, true))
+        if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
     }
 }
 
 /// A message of a conversation.
 pub fn message(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
-}
-
-/// A token's own spelling, control tokens included.
-pub fn token_text(model: &Model, id: u32) -> String {
-    String::from_utf8_lossy(&model.tokenizer().decode(&[id], true)).into_owned()
 }

@@ -55,7 +55,7 @@ impl Run {
         let sampler = self.sampler.options()?;
         let model = self.model.open()?;
         let tokens = self.tokens(&model)?;
-        prompt::check_ids(&model, &tokens)?;
+        prompt::check_ids(model.vocab_len(), &tokens)?;
         if tokens.is_empty() {
             return Err(Failure::usage("run: the prompt is empty; give a text, --file or --ids"));
         }

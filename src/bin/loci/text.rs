@@ -3,9 +3,11 @@
 use crate::args::ModelArgs;
 use crate::{Done, Failure, output, prompt};
 use clap::Args;
+use loci::gguf::Gguf;
 use loci::tokenizer::chat::ChatTemplate;
+use loci::tokenizer::{Tokenizer, TokenizerOptions};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Text to token ids as JSON, or back with `--detokenize`
 #[derive(Args)]
@@ -37,14 +39,16 @@ pub struct Tokenize {
 
 impl Tokenize {
     pub fn exec(self) -> Done {
-        let model = self.model.open()?;
+        // A file that holds nothing but a vocabulary will do.
+        let gguf = Gguf::open(&self.model.model)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf, &TokenizerOptions { pre: self.model.pre.clone() })?;
         if let Some(path) = &self.detokenize {
-            return self.detokenize(&model, path);
+            return self.detokenize(&tokenizer, path);
         }
         let ids = |text: &[u8]| -> Result<Vec<u32>, Failure> {
-            let mut ids = model.tokenizer().encode_bytes(text, !self.no_bos, self.special);
+            let mut ids = tokenizer.encode_bytes(text, !self.no_bos, self.special);
             if self.bos {
-                let bos = model.tokenizer().bos().ok_or_else(|| Failure::failed("--bos: the model has no BOS token"))?;
+                let bos = tokenizer.bos().ok_or_else(|| Failure::failed("--bos: the model has no BOS token"))?;
                 if ids.first() != Some(&bos) {
                     ids.insert(0, bos);
                 }
@@ -70,13 +74,13 @@ impl Tokenize {
     }
 
     /// One array of ids: the text's bytes as they are. Several: a JSON array of texts.
-    fn detokenize(&self, model: &loci::model::Model, path: &std::path::Path) -> Done {
+    fn detokenize(&self, tokenizer: &Tokenizer, path: &Path) -> Done {
         let value = prompt::read_json(path)?;
         let name = path.display().to_string();
         let text = |value: &Value| -> Result<Vec<u8>, Failure> {
             let ids = prompt::ids_of_json(value, &name)?;
-            prompt::check_ids(model, &ids)?;
-            Ok(model.tokenizer().decode(&ids, self.special))
+            prompt::check_ids(tokenizer.vocab_len(), &ids)?;
+            Ok(tokenizer.decode(&ids, self.special))
         };
         match value.as_array() {
             Some(items) if items.iter().any(Value::is_array) => {
