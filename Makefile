@@ -12,6 +12,7 @@ MODEL ?= $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf
 LOG_TOKENS ?= 24000
 
 CARGO_TARGET_DIR ?= target
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 RELEASE := $(CARGO_TARGET_DIR)/release
 EXAMPLE := build/example
 LEVELS = $(shell $(RELEASE)/loci simd 2> /dev/null)
@@ -20,7 +21,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The loci command and the C library, optimised, in target/release
-	@tools/setup.sh cargo cc c++
+	@tools/setup.sh cargo cc
 	cargo build --release --workspace
 
 model: ## Fetch the models of the tests (about 350 MB) into models/; done once
@@ -33,7 +34,7 @@ test: ## Set up this machine, fetch the models, run every test; ends with the to
 	@tools/test.sh
 
 run-example: ## Remember a log longer than the model's window, then ask about it in a new process (C, installed library)
-	@tools/setup.sh cargo cc c++ pip unzip
+	@tools/setup.sh cargo cc pip unzip
 	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
 	@$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/build/prefix DESTDIR=
 	@mkdir -p $(EXAMPLE)
@@ -46,7 +47,7 @@ run-example: ## Remember a log longer than the model's window, then ask about it
 	$(EXAMPLE)/recall window $(MODEL) $(EXAMPLE)/log.txt
 
 bench: ## Kernels beside ggml's in one run, then prefill and decode of whole models
-	@tools/setup.sh cargo cc c++ pip unzip
+	@tools/setup.sh cargo cc pip unzip
 	@tools/get_model.sh all
 	cargo bench --bench kernels
 	cargo build --release
@@ -55,7 +56,7 @@ bench: ## Kernels beside ggml's in one run, then prefill and decode of whole mod
 	done
 
 lint: ## Formatting, clippy and documentation, warnings as errors
-	@tools/setup.sh cargo cc c++
+	@tools/setup.sh cargo cc
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
@@ -71,8 +72,16 @@ header: ## Compile include/loci.h as every C and C++ standard the compilers here
 install: ## Header, library and pkg-config file under PREFIX (default /usr/local); DESTDIR for packagers
 	@tools/setup.sh cargo cc
 	cargo build --release -p loci-ffi
-	@install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
-	@install -m 644 include/loci.h $(DESTDIR)$(PREFIX)/include/
+	@install -d "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
+	@install -m 644 include/loci.h "$(DESTDIR)$(PREFIX)/include/"
+	@install -m 644 $(RELEASE)/libloci.a "$(DESTDIR)$(PREFIX)/lib/"
+	@install -m 755 $(RELEASE)/libloci.so "$(DESTDIR)$(PREFIX)/lib/libloci.so.$(VERSION)"
+	@ln -sf libloci.so.$(VERSION) "$(DESTDIR)$(PREFIX)/lib/libloci.so.$(firstword $(subst ., ,$(VERSION)))"
+	@ln -sf libloci.so.$(VERSION) "$(DESTDIR)$(PREFIX)/lib/libloci.so"
+	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: loci' 'Description: Language models on CPUs with a memory on disk' 'Version: $(VERSION)' \
+		'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix}/lib -lloci' 'Libs.private: -lpthread -ldl -lm' \
+		> "$(DESTDIR)$(PREFIX)/lib/pkgconfig/loci.pc"
+	@echo "installed under $(DESTDIR)$(PREFIX)"
 
 clean: ## Remove what was built (models/ stays)
 	cargo clean
