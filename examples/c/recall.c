@@ -198,35 +198,44 @@ static int contains(const char *text, const char *word) {
     return 0;
 }
 
-/* Asks one question, the log's end before it if there is one; the answer appears as it is made. */
+/* Asks one question, the log's end before it if there is one; the answer appears as it is made. Its beginning is given, as the log
+ * would put it: a model this small needs to be led to the point. */
 static int ask(const loci_model *model, loci_session *session, size_t question, const char *log_end) {
     const char *roles[2], *contents[2];
+    static const char *const stop[] = {".", "\n"};
     const values v = choose_values();
     loci_generate_options options;
     loci_finish finish;
     answer a = {"", 0};
     size_t length = 0, capacity;
     char *prompt, *user;
+    char begin[128];
     int found;
 
+    strcpy(begin, FACTS[question].sentence);
+    strcpy(strstr(begin, " %s"), "");
     user = allocate((log_end ? strlen(log_end) : 0) + 512);
-    sprintf(user, "%s%s%s Answer with one short sentence.", log_end ? log_end : "", log_end ? "\n\n" : "", FACTS[question].question);
+    sprintf(user, "%s%s%s", log_end ? log_end : "", log_end ? "\n\n" : "", FACTS[question].question);
     roles[0] = "system";
     contents[0] = "You answer questions about a log. Use only what the log says.";
     roles[1] = "user";
     contents[1] = user;
     loci_model_chat_render(model, roles, contents, 2, 1, NULL, 0, &length); /* BUFFER_TOO_SMALL, and the length */
     capacity = length + 1;
-    prompt = allocate(capacity);
+    prompt = allocate(capacity + sizeof begin);
     check(loci_model_chat_render(model, roles, contents, 2, 1, prompt, capacity, &length));
+    strcpy(prompt + length, begin);
+    length += strlen(begin);
     check(loci_session_prompt_text(session, prompt, length, LOCI_PARSE_SPECIAL, NULL, NULL));
     free(prompt);
     free(user);
 
-    printf("\nasked   %s\nanswer  ", FACTS[question].question);
+    printf("\nasked   %s\nanswer  %s", FACTS[question].question, begin);
     fflush(stdout);
     check(loci_generate_options_init(&options, sizeof options));
     options.max_tokens = ANSWER_TOKENS;
+    options.stop = stop;
+    options.stop_count = sizeof stop / sizeof *stop;
     check(loci_session_generate(session, &options, on_piece, &a, &finish));
     found = contains(a.text, v.text[question]);
     printf("\n        %s: the log says %s\n", found ? "FOUND" : "not found", v.text[question]);

@@ -38,7 +38,7 @@ pub struct SessionArgs {
     /// Tokens computed at once in prefill
     #[arg(short, long, value_name = "TOKENS", default_value_t = SessionOptions::default().batch)]
     pub batch: usize,
-    /// Encoding of the local keys and values: f32, f16, q8_0 ...
+    /// Encoding of the local keys and values: f32, f16 or bf16
     #[arg(long, value_name = "CODEC", default_value = "f16", value_parser = codec)]
     pub kv: Codec,
     /// When the window is full: `slide` (oldest leave), `slide=BLOCK`, or `dump` (all leave)
@@ -75,7 +75,7 @@ impl SessionArgs {
 }
 
 fn codec(name: &str) -> Result<Codec, String> {
-    Codec::from_name(name).ok_or_else(|| "expected f32, f16 or q8_0".to_string())
+    Codec::from_name(name).ok_or_else(|| "expected f32, f16 or bf16".to_string())
 }
 
 fn overflow(text: &str) -> Result<Overflow, String> {

@@ -3,7 +3,8 @@
 use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt, run};
 use clap::{Args, Subcommand};
-use loci::memory::Memory;
+use indicatif::ProgressBar;
+use loci::memory::{Geometry, Memory};
 use loci::model::Model;
 use loci::session::{Finish, Passage, Session, SessionOptions, SharedMemory};
 use serde_json::{Value, json};
@@ -155,6 +156,9 @@ pub struct Recall {
     /// Give the question to the model as it stands, without the chat template
     #[arg(long)]
     raw: bool,
+    /// How the answer begins: the model goes on from there, which helps a small one to the point
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    begin: String,
     /// Show so many passages
     #[arg(long, value_name = "N", default_value_t = 4)]
     passages: usize,
@@ -183,18 +187,23 @@ impl Recall {
             session.attach_memory(memory.clone())?;
             memories.push(memory);
         }
-        let tokens = if self.raw || model.chat_template().is_none() {
+        let mut tokens = if self.raw || model.chat_template().is_none() {
             model.tokenizer().encode(&self.question, true, false)
         } else {
             let mut messages: Vec<_> = self.system.iter().map(|text| prompt::message("system", text)).collect();
             messages.push(prompt::message("user", &self.question));
             prompt::Chat::new(&model)?.tokens(&messages)?
         };
+        tokens.extend(model.tokenizer().encode(&self.begin, false, false));
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         run::prefill(&mut session, &tokens, "reading")?;
         let json = self.json;
-        let answer = run::generate(&mut session, self.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
+        if !json {
+            output::print(&self.begin)?;
+        }
+        let mut answer = run::generate(&mut session, self.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
+        answer.text.insert_str(0, &self.begin);
         let passages: Vec<Passage> = session.passages().into_iter().take(self.passages).collect();
         let texts = passages.iter().map(|p| snippet(&model, &memories, p)).collect::<Result<Vec<_>, _>>()?;
         if json {
@@ -267,11 +276,75 @@ impl MemoryVerb {
 impl MemoryFile {
     fn info(&self) -> Done {
         let memory = Memory::open_read_only(&self.file, None)?;
-        output::print_line(&json!({"tokens": memory.len()}).to_string())
+        let (stats, shape, sources) = (memory.stats(), memory.geometry(), memory.sources()?);
+        if self.json {
+            let sources: Vec<Value> = sources
+                .iter()
+                .map(|s| json!({"label": s.label, "first_token": s.tokens.start, "tokens": s.tokens.end - s.tokens.start}))
+                .collect();
+            let object = json!({
+                "file": self.file.display().to_string(), "tokens": stats.tokens, "committed_tokens": stats.committed_tokens,
+                "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
+                "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
+                "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
+                "codec": codec_name(shape), "sources": sources,
+            });
+            return output::print_line(&object.to_string());
+        }
+        let mut text = format!(
+            "{}: {} tokens in {} blocks of {}, {} commits, {}\n",
+            self.file.display(),
+            stats.tokens,
+            stats.blocks,
+            shape.block_tokens,
+            stats.commits,
+            output::bytes(stats.file_bytes),
+        );
+        text += &format!(
+            "{} layers, {} heads, keys of {}, values of {}, {}\nmade by {}\n",
+            shape.layers.len(),
+            shape.head_count_kv,
+            shape.key_length,
+            shape.value_length,
+            codec_name(shape),
+            memory.fingerprint(),
+        );
+        for s in sources {
+            text += &format!("{}: tokens {}..{}\n", s.label, s.tokens.start, s.tokens.end);
+        }
+        output::print(&text)
     }
 
     fn verify(&self) -> Done {
         let memory = Memory::open_read_only(&self.file, None)?;
-        output::print_line(&json!({"tokens": memory.len()}).to_string())
+        let stats = memory.stats();
+        let bar = ProgressBar::new(stats.file_bytes);
+        let damages = memory.verify(|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            true
+        })?;
+        bar.finish_and_clear();
+        if self.json {
+            let list: Vec<Value> = damages
+                .iter()
+                .map(|d| {
+                    json!({"first_block": d.blocks.start, "blocks": d.blocks.len(), "layer_slot": d.layer_slot, "error": d.error.to_string()})
+                })
+                .collect();
+            output::print_line(&json!({"tokens": stats.tokens, "file_bytes": stats.file_bytes, "damages": list}).to_string())?;
+        }
+        match damages.first() {
+            None if self.json => Ok(()),
+            None => output::print_line(&format!("{}: {} tokens, all checksums hold", self.file.display(), stats.tokens)),
+            Some(first) => {
+                let count = damages.len();
+                Err(Failure::failed(format!("{}: {count} damaged parts, the first: {}", self.file.display(), first.error)))
+            }
+        }
     }
+}
+
+fn codec_name(shape: &Geometry) -> String {
+    format!("{:?}", shape.codec).to_lowercase()
 }
