@@ -61,8 +61,8 @@ lint: ## Formatting, clippy and documentation, warnings as errors
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
-isa: build ## The kernel tests at every instruction set that this machine has
-	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q --test kernels_agree --test reference --test fot_golden || exit 1; done
+isa: build model ## The kernel tests at every instruction set that this machine has
+	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q --test kernels_agree --test quant_golden --test fot_golden --test model_exact || exit 1; done
 	@echo "passed at: $(LEVELS)"
 
 header: ## Compile include/loci.h as every C and C++ standard the compilers here know
