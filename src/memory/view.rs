@@ -47,7 +47,7 @@ pub struct SourceSpan {
 pub struct BlockSpan {
     /// Index of its first token.
     pub first_token: u64,
-    /// Number of tokens, at least 1 and at most [`Geometry::block_tokens`].
+    /// Number of tokens, at least 1 and at most [`Geometry::block_tokens`](super::Geometry::block_tokens).
     pub len: usize,
 }
 

@@ -16,7 +16,7 @@ pub enum Finish {
     Stop,
     /// `max_tokens` was reached, or the window is full and there is nowhere to put it.
     Length,
-    /// Somebody called [`CancelHandle::cancel`].
+    /// Somebody called [`CancelHandle::cancel`](super::CancelHandle::cancel).
     Cancelled,
     /// The callback asked to stop.
     Callback,
