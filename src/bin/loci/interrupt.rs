@@ -27,7 +27,11 @@ pub fn install() -> Result<(), Failure> {
         let mut state = STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match std::mem::replace(&mut *state, State::Idle) {
             State::Busy(work) => work.cancel(),
-            State::Prompt => output::note("\n(Ctrl-C again or Ctrl-D leaves)"),
+            State::Prompt => {
+                output::note("\n(Ctrl-C again or Ctrl-D leaves)");
+                // The prompt once more; if stdout is gone, the next read notices.
+                let _ = output::print("> ");
+            }
             // Committed memory is safe at any instant, so there is nothing to wait for.
             State::Idle => std::process::exit(130),
         }
