@@ -3,9 +3,11 @@
 
 mod common;
 
+use common::golden::rewrite;
 use common::reference::{Reference, RopeScaling};
 use common::tiny::{self, TinyOptions};
 use common::{argmax, kl, nmse};
+use loci::bytes::Map;
 use loci::gguf::{Gguf, TensorType};
 use loci::kv::Codec;
 use loci::model::{Model, ModelOptions, RopeOverride, RopeScalingKind};
@@ -52,12 +54,31 @@ fn llama_in_every_shape() {
         ("head size 100", TinyOptions { head_dim: 100, ..base() }),
         ("linear", TinyOptions { rope_scaling: Some(("linear", 4.0)), ..base() }),
         ("yarn", TinyOptions { rope_scaling: Some(("yarn", 4.0)), ..base() }),
-        ("longrope", TinyOptions { rope_scaling: Some(("longrope", 4.0)), ..base() }),
         ("none", TinyOptions { rope_scaling: Some(("none", 4.0)), ..base() }),
     ];
     for (name, o) in cases {
         check(name, tiny::llama(o), exact_options(), 1e-9);
     }
+}
+
+/// LongRoPE takes one set of factors or the other by the size of the session's context.
+#[test]
+fn longrope_chooses_by_context() {
+    let source = Gguf::parse(Arc::new(Map::owned(tiny::llama(TinyOptions::default())))).unwrap();
+    let bytes = |v: [f32; 8]| v.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>();
+    let file = rewrite(&source, &["llama.rope.scaling"], |w| {
+        w.str("llama.rope.scaling.type", "longrope").f32("llama.rope.scaling.attn_factor", 1.19);
+        w.u32("llama.rope.scaling.original_context_length", 105);
+        w.tensor("rope_factors_long.weight", TensorType::F32, &[8], bytes([1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 14.0, 20.0]));
+        w.tensor("rope_factors_short.weight", TensorType::F32, &[8], bytes([1.0, 1.0, 1.1, 1.2, 1.3, 1.5, 1.6, 1.7]));
+    });
+    for context_length in [100, 128] {
+        check("longrope", file.clone(), SessionOptions { context_length, ..exact_options() }, 1e-9);
+    }
+    let ids = tiny::ids(100, tiny::VOCAB_MIN, 5);
+    let model = open(file);
+    let short = logits(&model, &ids, SessionOptions { context_length: 100, ..exact_options() });
+    assert!(nmse(&short, &logits(&model, &ids, exact_options())) > 1e-6, "the sets differ");
 }
 
 #[test]
