@@ -1,11 +1,15 @@
 //! Training-free retrieval for ordinary models: which blocks of memory come back, and where they are placed.
 //!
-//! Every global layer scores the blocks of all attached memories by their mean keys (unrotated, as are the queries that
-//! score them), takes the best, and lays them in text order at consecutive positions just before the local window, behind
-//! the attention sinks (the first tokens of the text). Positions inside the trained window are never exceeded, however
-//! large the memory is. (The family of InfLLM, arXiv 2402.04617, and ReAttention, arXiv 2407.15176.)
+//! A batch of the user's tokens is computed twice. The first pass notes the unrotated queries of its last tokens in every
+//! stored layer; then all layers, heads and tokens vote, in two stages: the mean key of every block picks candidates, and the
+//! best key within each candidate picks the blocks. A vote is the square of the share of attention that a block would get,
+//! so that the few heads that know what they look for outweigh the many that do not (measured: `docs/memory.md`). The second
+//! pass reads the chosen blocks, the same in all layers: they lie in text order at consecutive positions just before the
+//! local window, behind the attention sinks (the first tokens of the text). Positions inside the trained window are never
+//! exceeded, however large the memory is. (The family of InfLLM, arXiv 2402.04617, and ReAttention, arXiv 2407.15176.)
 //!
-//! Invariant: a layer's buffer holds the keys of `chosen`, rotated to `placed_before`; it is rebuilt when either changes.
+//! Invariant: a layer's buffer holds the sinks and the blocks of choice number `placed.0`, rotated to end before position
+//! `placed.1`; it is rebuilt when either is out of date.
 
 use super::hparams::Hparams;
 use crate::error::Result;
@@ -14,6 +18,7 @@ use crate::kernels::codec::Codec;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::vector::{dot, exp};
 use crate::memory::Memory;
+use crate::threads::Pass;
 
 /// A block of one of the attached memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,12 +31,16 @@ pub struct BlockAddress {
 
 /// Retrieval state of a session.
 pub struct Recall {
-    /// Blocks that each layer may bring back.
+    /// Blocks that may come back.
     blocks_max: usize,
     layers: Vec<Layer>,
     sinks: Sinks,
-    /// Counts decode steps, so that the choice is made anew only every few of them.
-    step: usize,
+    /// In text order, with each block's share of the votes.
+    chosen: Vec<(BlockAddress, f32)>,
+    /// Counts choices, so that a layer knows whether its copy is of the present one.
+    choice: u64,
+    /// The pass under way notes queries and reads nothing new.
+    surveying: bool,
 }
 
 /// The first tokens of the text, kept when they leave the window: `(tokens, heads_kv, length)` per stored layer.
@@ -44,12 +53,10 @@ struct Sinks {
 
 #[derive(Default)]
 struct Layer {
-    /// In text order.
-    chosen: Vec<BlockAddress>,
-    /// Score of every block of every memory, smoothed over the tokens of the answer.
-    scores: Vec<f32>,
-    placed_before: i64,
-    sinks_placed: usize,
+    /// Unrotated queries of the batch's last tokens, `(tokens, heads, key_length)`.
+    queries: Vec<f32>,
+    /// The choice and the base that the copy below was made for.
+    placed: (u64, i64),
     /// Rotated keys and values, `(tokens, heads_kv, length)`, f16.
     keys: Vec<u8>,
     values: Vec<u8>,
@@ -60,18 +67,25 @@ struct Layer {
 const CODEC: Codec = Codec::F16;
 /// Tokens kept as attention sinks.
 pub const SINK_TOKENS: usize = 16;
-/// Decode steps between two choices.
-const STEPS_BETWEEN_CHOICES: usize = 8;
-/// Weight of the past in the smoothed scores.
-const SMOOTHING: f32 = 0.8;
+/// Tokens of a batch that vote: its last ones.
+const VOTING_TOKENS: usize = 16;
+/// Blocks whose every key is looked at, of those that the mean keys put first.
+const CANDIDATES: usize = 512;
 
 impl Recall {
-    /// For `slots` stored layers, each bringing back at most `blocks_max` blocks.
+    /// For `slots` stored layers, bringing back at most `blocks_max` blocks.
     pub fn new(slots: usize, blocks_max: usize) -> Recall {
-        Recall { blocks_max, layers: (0..slots).map(|_| Layer::default()).collect(), sinks: Sinks::default(), step: 0 }
+        Recall {
+            blocks_max,
+            layers: (0..slots).map(|_| Layer::default()).collect(),
+            sinks: Sinks::default(),
+            chosen: Vec::new(),
+            choice: 1,
+            surveying: false,
+        }
     }
 
-    /// Most tokens that a layer's sinks and retrieved blocks can take.
+    /// Most tokens that the sinks and retrieved blocks can take.
     pub fn tokens_max(&self) -> usize {
         SINK_TOKENS + self.blocks_max * super::MEMORY_BLOCK_TOKENS as usize
     }
@@ -91,33 +105,26 @@ impl Recall {
         self.sinks.tokens = tokens;
         self.sinks.keys.push(keys);
         self.sinks.values.push(values);
+        self.choice += 1;
     }
 
-    /// Tells that a batch begins: a prompt's batch always chooses anew, an answer's token every few steps.
-    pub fn begin(&mut self, tokens: usize) {
-        self.step = if tokens > 1 { 0 } else { self.step + 1 };
+    /// Begins or ends a pass that only notes queries.
+    pub fn set_surveying(&mut self, surveying: bool) {
+        self.surveying = surveying;
     }
 
-    /// The blocks that layers have chosen, with the share of the score each got, summed over layers.
-    pub fn chosen(&self) -> Vec<(BlockAddress, f32)> {
-        let mut all: std::collections::BTreeMap<BlockAddress, f32> = std::collections::BTreeMap::new();
-        for layer in &self.layers {
-            for at in &layer.chosen {
-                *all.entry(*at).or_default() += 1.0 / self.layers.len() as f32;
-            }
-        }
-        let mut all: Vec<_> = all.into_iter().collect();
-        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        all
+    /// The blocks that were chosen, in text order, each with its share of the votes.
+    pub fn chosen(&self) -> &[(BlockAddress, f32)] {
+        &self.chosen
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| l.keys.capacity() + l.values.capacity() + l.scores.capacity() * 4).sum()
+        self.layers.iter().map(|l| l.keys.capacity() + l.values.capacity() + l.queries.capacity() * 4).sum()
     }
 
-    /// Chooses and places blocks for the batch whose unrotated queries are `queries`, `(tokens, heads, key_length)`;
-    /// `base` is the position of the first local token.
+    /// Readies layer `slot` for a batch with the unrotated `queries`, `(tokens, heads, key_length)`; `base` is the position of
+    /// the first local token.
     #[allow(clippy::too_many_arguments)]
     pub fn prepare(
         &mut self,
@@ -130,23 +137,15 @@ impl Recall {
         bytes_read: &mut u64,
     ) -> Result<()> {
         let layer = &mut self.layers[slot];
-        let total: usize = memories.iter().map(|m| m.blocks()).sum();
-        let fresh = layer.scores.len() != total;
-        let choose = total > 0 && (fresh || self.step.is_multiple_of(STEPS_BETWEEN_CHOICES));
-        if total > 0 {
-            let keep = if fresh || self.step == 0 { 0.0 } else { SMOOTHING };
-            layer.scores.resize(total, 0.0);
-            layer.scores.iter_mut().for_each(|s| *s *= keep);
-            score_blocks(h, slot, memories, queries, 1.0 - keep, &mut layer.scores)?;
+        if self.surveying {
+            let row = h.head_count * h.key_length;
+            let voting = &queries[queries.len().saturating_sub(VOTING_TOKENS * row)..];
+            layer.queries.clear();
+            layer.queries.extend_from_slice(voting);
         }
-        let mut moved = layer.placed_before != base || layer.sinks_placed != self.sinks.tokens;
-        if choose {
-            let chosen = best_blocks(memories, &layer.scores, self.blocks_max);
-            moved |= chosen != layer.chosen;
-            layer.chosen = chosen;
-        }
-        if moved {
-            place(h, slot, memories, layer, &self.sinks, rotary, base, bytes_read)?;
+        if layer.placed != (self.choice, base) {
+            place(h, slot, memories, layer, &self.sinks, &self.chosen, rotary, base, bytes_read)?;
+            layer.placed = (self.choice, base);
         }
         Ok(())
     }
@@ -165,53 +164,115 @@ impl Recall {
             visibility: Visibility::All,
         })
     }
+
+    /// Chooses the blocks to bring back by the votes of the queries that the last pass noted.
+    pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], bytes_read: &mut u64) -> Result<()> {
+        let total: usize = memories.iter().map(|m| m.blocks()).sum();
+        let mut candidates: Vec<usize> = (0..total).collect();
+        if total > CANDIDATES.max(self.blocks_max) {
+            let votes = self.vote(pass, &candidates, |slot, queries| mean_logits(h, slot, memories, queries))?;
+            candidates = best(&votes, CANDIDATES.max(self.blocks_max));
+        }
+        let addresses = addresses(memories, &candidates);
+        let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &addresses, queries))?;
+        let geometry = memories.first().map(|m| m.geometry());
+        let key_bytes = geometry.map_or(0, |g| g.codec.bytes() * (g.block_tokens * g.head_count_kv * g.key_length) as usize);
+        *bytes_read += (key_bytes * candidates.len() * self.layers.len()) as u64;
+        let all: f32 = votes.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+        self.chosen = best(&votes, self.blocks_max).into_iter().map(|i| (addresses[i], votes[i] / all)).collect();
+        self.choice += 1;
+        Ok(())
+    }
+
+    /// The votes of all layers, tokens and heads for `candidates`; `logits` gives a layer's `(token and head, candidate)`.
+    fn vote(&self, pass: &Pass<'_>, candidates: &[usize], logits: impl Fn(usize, &[f32]) -> Result<Vec<f32>> + Sync) -> Result<Vec<f32>> {
+        let mut by_layer: Vec<Result<Vec<f32>>> = self.layers.iter().map(|_| Ok(Vec::new())).collect();
+        pass.for_each_chunk(&mut by_layer, 1, |slot, out| {
+            out[0] = logits(slot, &self.layers[slot].queries).map(|mut logits| {
+                let mut votes = vec![0.0; candidates.len()];
+                for row in logits.chunks_exact_mut(candidates.len().max(1)) {
+                    softmax(row);
+                    votes.iter_mut().zip(row).for_each(|(v, p)| *v += *p * *p);
+                }
+                votes
+            });
+        });
+        let mut votes = vec![0.0; candidates.len()];
+        for layer in by_layer {
+            votes.iter_mut().zip(layer?).for_each(|(v, l)| *v += l);
+        }
+        Ok(votes)
+    }
 }
 
-/// Adds `weight` times each block's share of the batch's attention, as its mean keys predict it: a softmax over blocks per
-/// token and query head, averaged.
-fn score_blocks(h: &Hparams, slot: usize, memories: &[&Memory], queries: &[f32], weight: f32, scores: &mut [f32]) -> Result<()> {
-    let means = memories.iter().map(|m| m.mean_keys(slot)).collect::<Result<Vec<_>>>()?;
+/// Scores of every block's mean key, `(token and head, block)`.
+fn mean_logits(h: &Hparams, slot: usize, memories: &[&Memory], queries: &[f32]) -> Result<Vec<f32>> {
     let d = h.key_length;
     let scale = 1.0 / (d as f32).sqrt();
-    let votes = queries.len() / d;
-    let mut logits = vec![0.0; scores.len()];
-    for (i, q) in queries.chunks_exact(d).enumerate() {
-        let head = i % h.head_count / h.group();
-        let mut at = 0;
+    let means = memories.iter().map(|m| m.mean_keys(slot)).collect::<Result<Vec<_>>>()?;
+    let mut logits = Vec::new();
+    for (row, q) in queries.chunks_exact(d).enumerate() {
+        let head = row % h.head_count / h.group();
         for means in &means {
-            for mean in means.chunks_exact(h.head_count_kv * d) {
-                logits[at] = dot(q, &mean[head * d..][..d]) * scale;
-                at += 1;
-            }
-        }
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for l in &mut logits {
-            *l = exp(*l - max);
-            sum += *l;
-        }
-        let share = weight / (sum * votes as f32);
-        for (s, l) in scores.iter_mut().zip(&logits) {
-            *s += l * share;
+            logits.extend(means.chunks_exact(h.head_count_kv * d).map(|mean| dot(q, &mean[head * d..][..d]) * scale));
         }
     }
-    Ok(())
+    Ok(logits)
 }
 
-/// The best `n` blocks by score, in text order.
-fn best_blocks(memories: &[&Memory], scores: &[f32], n: usize) -> Vec<BlockAddress> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
+/// Scores of the best key of each of `blocks`, `(token and head, block)`.
+fn best_key_logits(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddress], queries: &[f32]) -> Result<Vec<f32>> {
+    let d = h.key_length;
+    let scale = 1.0 / (d as f32).sqrt();
+    let rows = queries.len() / d;
+    let mut logits = vec![0.0; rows * blocks.len()];
+    let mut keys = Vec::new();
+    for (b, at) in blocks.iter().enumerate() {
+        for head in 0..h.head_count_kv {
+            let view = memories[at.memory].keys(slot, head, at.block)?;
+            keys.clear();
+            keys.resize(view.len * d, 0.0);
+            view.decode(&mut keys);
+            let mine = |row: &usize| row % h.head_count / h.group() == head;
+            for row in (0..rows).filter(mine) {
+                let q = &queries[row * d..][..d];
+                let best = keys.chunks_exact(d).map(|k| dot(q, k)).fold(f32::NEG_INFINITY, f32::max);
+                logits[row * blocks.len() + b] = best * scale;
+            }
+        }
+    }
+    Ok(logits)
+}
+
+fn softmax(row: &mut [f32]) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for v in row.iter_mut() {
+        *v = exp(*v - max);
+        sum += *v;
+    }
+    row.iter_mut().for_each(|v| *v /= sum);
+}
+
+/// Indices of the `n` highest votes, in ascending order; the lower index wins a tie.
+fn best(votes: &[f32], n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..votes.len()).collect();
     if n < order.len() {
-        order.select_nth_unstable_by(n, |a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+        order.select_nth_unstable_by(n, |a, b| votes[*b].total_cmp(&votes[*a]).then(a.cmp(b)));
         order.truncate(n);
         order.sort_unstable();
     }
-    let mut out = Vec::with_capacity(order.len());
+    order
+}
+
+/// Where the blocks with these (ascending) numbers, counted over all memories, lie.
+fn addresses(memories: &[&Memory], numbers: &[usize]) -> Vec<BlockAddress> {
+    let mut out = Vec::with_capacity(numbers.len());
     let mut start = 0;
-    let mut rest = order.into_iter().peekable();
+    let mut rest = numbers.iter().peekable();
     for (memory, m) in memories.iter().enumerate() {
         let end = start + m.blocks();
-        while let Some(i) = rest.next_if(|i| *i < end) {
+        while let Some(i) = rest.next_if(|i| **i < end) {
             out.push(BlockAddress { memory, block: i - start });
         }
         start = end;
@@ -227,12 +288,13 @@ fn place(
     memories: &[&Memory],
     layer: &mut Layer,
     sinks: &Sinks,
+    chosen: &[(BlockAddress, f32)],
     rotary: &Rotary,
     base: i64,
     bytes_read: &mut u64,
 ) -> Result<()> {
     let mut total = sinks.tokens;
-    for at in &layer.chosen {
+    for (at, _) in chosen {
         total += memories[at.memory].block(at.block)?.len;
     }
     let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
@@ -244,7 +306,7 @@ fn place(
     }
     let mut at = sinks.tokens;
     let mut rows = Vec::new();
-    for address in &layer.chosen {
+    for (address, _) in chosen {
         let memory = memories[address.memory];
         for head in 0..h.head_count_kv {
             let (k, v) = (memory.keys(slot, head, address.block)?, memory.values(slot, head, address.block)?);
@@ -271,7 +333,5 @@ fn place(
     CODEC.append(&keys, &mut layer.keys);
     CODEC.append(&values, &mut layer.values);
     layer.tokens = total;
-    layer.placed_before = base;
-    layer.sinks_placed = sinks.tokens;
     Ok(())
 }

@@ -112,6 +112,10 @@ impl Session {
     /// Tokens that the local window may hold: with retrieval, the trained context is shared with what comes back.
     fn local_room(&self) -> usize {
         let capacity = self.window.capacity();
+        if let (Overflow::DumpAll, Some(fot)) = (self.overflow_rule(), &self.model.hparams().fot) {
+            // A last window may have been longer than that; what follows it goes by the model's length.
+            return fot.window_length.min(capacity);
+        }
         if self.model.hparams().fot.is_none() && self.overflows() { capacity - self.recall.tokens_max() } else { capacity }
     }
 
@@ -119,22 +123,37 @@ impl Session {
         let memories: Vec<_> = self.attached.iter().chain(&self.overflow).cloned().collect();
         let is_last = done + n == tokens.len();
         let tokens = &tokens[done..done + n];
+        if n > 1 && !memories.is_empty() && self.model.hparams().fot.is_none() {
+            self.survey(tokens, &memories)?;
+        }
         match outputs {
-            Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(done + i, logits)), &memories, true),
-            Outputs::Last if is_last => self.compute(tokens, Outputs::Last, &memories, true),
-            _ => self.compute(tokens, Outputs::None, &memories, true),
+            Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(done + i, logits)), &memories),
+            Outputs::Last if is_last => self.compute(tokens, Outputs::Last, &memories),
+            _ => self.compute(tokens, Outputs::None, &memories),
         }
     }
 
+    /// Lets a batch of an ordinary model's text choose what comes back from memory: computes it once without keeping anything.
+    fn survey(&mut self, tokens: &[u32], memories: &[SharedMemory]) -> Result<()> {
+        let (window, text) = (self.window.len(), self.tokens.len());
+        self.recall.set_surveying(true);
+        let result = self.compute(tokens, Outputs::Memory, memories);
+        self.recall.set_surveying(false);
+        result?;
+        self.window.truncate(window);
+        self.tokens.truncate(text);
+        let (guards, own) = read_all(memories);
+        let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
+        let (h, read) = (self.model.hparams(), &mut self.counters.memory_bytes_read);
+        self.team.pass(|pass| self.recall.choose(pass, h, &memories, read))
+    }
+
     /// One forward pass, appended to the window.
-    pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory], recall: bool) -> Result<()> {
+    pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
         let (guards, own) = read_all(memories);
         let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
         let is_fot = self.model.hparams().fot.is_some();
         let has_logits = matches!(outputs, Outputs::Last);
-        if recall {
-            self.recall.begin(tokens.len());
-        }
         let mut context = Context {
             rotary: &self.rotary,
             window: &mut self.window,

@@ -70,12 +70,10 @@ impl Session {
     /// Samples from the logits. Nothing is computed: the caller decides whether to [`Session::prefill`] the token.
     ///
     /// # Errors
-    /// [`Error::Argument`] before the first token.
+    /// [`Error::Argument`] before the first token, and after a prefill that did not run to its end.
     pub fn sample(&mut self) -> Result<u32> {
         self.compute_pending()?;
-        let Some(logits) = self.logits_row() else {
-            return Err(Error::argument("session", "a session with at least one token", "an empty one"));
-        };
+        let Some(logits) = self.logits_row() else { return Err(no_logits()) };
         let logits = &self.scratch.logits[logits];
         self.sampler.sample(logits)
     }
@@ -85,8 +83,8 @@ impl Session {
         if options.stop.iter().any(|s| s.is_empty()) {
             return Err(Error::argument("stop", "strings of at least one byte", "an empty string"));
         }
-        if self.is_empty() {
-            return Err(Error::argument("session", "a session with at least one token", "an empty one"));
+        if !self.has_logits && !self.pending {
+            return Err(no_logits());
         }
         self.cancel.clear();
         let (utf8, held) = (Utf8Stream::new(), String::new());
@@ -215,6 +213,10 @@ impl Generation {
         piece.finish = Some(finish);
         piece
     }
+}
+
+fn no_logits() -> Error {
+    Error::argument("session", "one whose last prefill ran to its end", "one without logits")
 }
 
 /// Length of the longest end of `text` that `stop` begins with (less than the whole of `stop`).

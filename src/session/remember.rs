@@ -194,7 +194,7 @@ impl Session {
             }
             let n = self.options.batch.min(tokens.len() - done).min(window - self.window.len());
             let start = std::time::Instant::now();
-            let result = self.compute(&tokens[done..done + n], Outputs::Memory, &visible, false);
+            let result = self.compute(&tokens[done..done + n], Outputs::Memory, &visible);
             if let Err(e) = result {
                 self.cancel.clear();
                 self.evict_into(memory, self.window.len(), reading.as_mut())?;
@@ -223,9 +223,7 @@ impl Session {
             span.map(|s| s.label.clone())
         };
         let mut passages: Vec<Passage> = Vec::new();
-        let mut chosen = self.recall.chosen();
-        chosen.sort_by_key(|(at, _)| *at);
-        for (at, score) in chosen {
+        for &(at, score) in self.recall.chosen() {
             let Some(memory) = memories.get(at.memory) else { continue };
             let Ok(block) = memory.block(at.block) else { continue };
             let source = source_at(at.memory, block.first_token);

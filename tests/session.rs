@@ -1,0 +1,310 @@
+//! A session keeps its promises: prefixes are reused, a cancel leaves it usable, a full window ends or slides as told, stop
+//! strings and whole UTF-8, the same text with the same seed, and a memory that answers after a restart.
+
+mod common;
+
+use common::tiny::{self, TinyOptions};
+use common::{argmax, max_abs_diff};
+use loci::Error;
+use loci::kv::Codec;
+use loci::memory::Memory;
+use loci::model::{Model, ModelOptions};
+use loci::sampler::SamplerOptions;
+use loci::session::{Finish, GenerateOptions, Overflow, Piece, Session, SessionOptions, SharedMemory};
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::sync::{Arc, RwLock};
+
+fn tiny_model() -> Arc<Model> {
+    Model::open_bytes(tiny::llama(TinyOptions::default()), &ModelOptions::default()).unwrap()
+}
+
+fn options() -> SessionOptions {
+    SessionOptions { threads: 2, batch: 16, sampler: SamplerOptions::greedy(), ..SessionOptions::default() }
+}
+
+fn session(options: SessionOptions) -> Session {
+    Session::new(tiny_model(), options).unwrap()
+}
+
+fn quiet() -> impl FnMut(usize, usize) -> ControlFlow<()> {
+    |_, _| Continue(())
+}
+
+fn ids(n: usize, seed: u64) -> Vec<u32> {
+    tiny::ids(n, tiny::VOCAB_MIN, seed)
+}
+
+fn shared(memory: Memory) -> SharedMemory {
+    Arc::new(RwLock::new(memory))
+}
+
+#[test]
+fn a_common_prefix_is_not_computed_again() {
+    let mut s = session(options());
+    let first = ids(60, 1);
+    s.prefill_prompt(&first, &mut quiet()).unwrap();
+    let mut second = first[..45].to_vec();
+    second.extend(ids(30, 2));
+    s.prefill_prompt(&second, &mut quiet()).unwrap();
+    assert_eq!((s.tokens(), s.stats().reused_tokens, s.stats().prefill_tokens), (&second[..], 45, 60 + 30));
+    let got = s.logits().unwrap().to_vec();
+
+    let mut fresh = session(options());
+    fresh.prefill(&second, &mut quiet()).unwrap();
+    assert_eq!(got, fresh.logits().unwrap(), "the same bits as without reuse");
+    // The whole prompt is there already: only its last token is computed.
+    s.prefill_prompt(&second, &mut quiet()).unwrap();
+    assert_eq!(s.stats().reused_tokens, 45 + 74);
+    assert_eq!(s.logits().unwrap(), got);
+}
+
+#[test]
+fn token_by_token_is_the_batch() {
+    let text = ids(50, 3);
+    let mut batch = session(SessionOptions { kv_codec: Codec::F32, ..options() });
+    batch.prefill(&text, &mut quiet()).unwrap();
+    let mut steps = session(SessionOptions { kv_codec: Codec::F32, ..options() });
+    for id in &text {
+        steps.prefill(&[*id], &mut quiet()).unwrap();
+    }
+    let d = max_abs_diff(batch.logits().unwrap(), steps.logits().unwrap());
+    assert!(d < 1e-5, "{d}");
+}
+
+#[test]
+fn cancelling_leaves_a_usable_session() {
+    let text = ids(100, 4);
+    let mut s = session(options());
+    let handle = s.cancel_handle();
+    let result = s.prefill(&text, &mut |done, _| {
+        if done >= 32 {
+            handle.cancel();
+        }
+        Continue(())
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    assert_eq!(s.tokens(), &text[..32], "it says exactly what it holds");
+    // Going on from there is the whole text.
+    s.prefill(&text[32..], &mut quiet()).unwrap();
+    let mut fresh = session(options());
+    fresh.prefill(&text, &mut quiet()).unwrap();
+    assert_eq!(s.logits().unwrap(), fresh.logits().unwrap());
+
+    let result = s.prefill(&text[..20], &mut |_, _| Break(()));
+    assert!(matches!(result, Err(Error::Cancelled)));
+    assert_eq!(s.len(), 116);
+
+    assert!(s.start(GenerateOptions::default()).is_err(), "there are no logits to go on from");
+    s.prefill(&text[..1], &mut quiet()).unwrap();
+    let handle = s.cancel_handle();
+    let mut pieces = 0;
+    let finish = s
+        .generate(GenerateOptions { ignore_eos: true, ..GenerateOptions::default() }, &mut |_| {
+            pieces += 1;
+            if pieces == 3 {
+                handle.cancel();
+            }
+            Continue(())
+        })
+        .unwrap();
+    assert_eq!((finish, pieces), (Finish::Cancelled, 4));
+    s.prefill(&text[..1], &mut quiet()).unwrap();
+}
+
+#[test]
+fn a_full_window_is_a_limit_before_anything_is_computed() {
+    let mut s = session(SessionOptions { context_length: 40, ..options() });
+    s.prefill(&ids(30, 5), &mut quiet()).unwrap();
+    let before = s.logits().unwrap().to_vec();
+    let result = s.prefill(&ids(11, 6), &mut quiet());
+    assert!(matches!(result, Err(Error::Limit { limit: 40, asked: 41, .. })), "{result:?}");
+    assert_eq!((s.len(), s.logits().unwrap()), (30, &before[..]));
+    let finish = s.generate(GenerateOptions { ignore_eos: true, max_tokens: 1000, ..Default::default() }, &mut |_| Continue(()));
+    assert_eq!(finish.unwrap(), Finish::Length);
+    assert!(s.len() >= 40);
+}
+
+#[test]
+fn a_sliding_window_goes_on_and_reads_back_what_left() {
+    let o = SessionOptions { context_length: 96, overflow: Some(Overflow::Slide { block: 16 }), retrieved_blocks: 1, ..options() };
+    let mut s = session(o);
+    s.prefill(&ids(300, 7), &mut quiet()).unwrap();
+    let (local, memory) = s.state();
+    assert_eq!(local as u64 + memory, 300);
+    assert!(local <= 96 - 48, "room is kept for sinks and what comes back: {local}");
+    assert!(!s.passages().is_empty());
+    let finish = s.generate(GenerateOptions { ignore_eos: true, max_tokens: 50, ..Default::default() }, &mut |_| Continue(()));
+    assert_eq!(finish.unwrap(), Finish::Length);
+    assert!(s.truncate(10).is_err(), "those tokens have left the window");
+    s.reset();
+    assert_eq!(s.state(), (0, 0));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let text = |seed: u64| {
+        let sampler = SamplerOptions { temperature: 1.5, seed, ..SamplerOptions::default() };
+        let mut s = session(SessionOptions { sampler, ..options() });
+        s.prefill(&ids(20, 8), &mut quiet()).unwrap();
+        let mut out = Vec::new();
+        s.generate(GenerateOptions { ignore_eos: true, max_tokens: 40, ..Default::default() }, &mut |p: &Piece| {
+            out.extend(p.token);
+            Continue(())
+        })
+        .unwrap();
+        out
+    };
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+}
+
+fn all_text(s: &mut Session, options: GenerateOptions) -> (String, Finish, Vec<Piece>) {
+    let (mut text, mut pieces) = (String::new(), Vec::new());
+    let finish = s
+        .generate(options, &mut |p| {
+            text.push_str(&p.text);
+            pieces.push(p.clone());
+            Continue(())
+        })
+        .unwrap();
+    assert_eq!(pieces.iter().filter(|p| p.finish.is_some()).count(), 1, "exactly one finish");
+    (text, finish, pieces)
+}
+
+#[test]
+fn stop_strings_end_the_text_before_them() {
+    let prompt = ids(20, 9);
+    let all = GenerateOptions { ignore_eos: true, max_tokens: 60, ..Default::default() };
+    let mut s = session(options());
+    s.prefill(&prompt, &mut quiet()).unwrap();
+    let (whole, finish, pieces) = all_text(&mut s, all.clone());
+    assert_eq!((finish, pieces.len()), (Finish::Length, 60));
+    let chars: Vec<(usize, char)> = whole.char_indices().collect();
+    assert!(chars.len() > 12, "{whole:?}");
+    // Every stretch of the text is found, also where it crosses tokens.
+    for at in [0, 5, chars.len() / 2] {
+        let stop = &whole[chars[at].0..chars[(at + 4).min(chars.len() - 1)].0];
+        let first = whole.find(stop).unwrap();
+        s.reset();
+        s.prefill(&prompt, &mut quiet()).unwrap();
+        let options = GenerateOptions { stop: vec!["\u{10FFFF}".into(), stop.into()], ..all.clone() };
+        let (text, finish, _) = all_text(&mut s, options);
+        assert_eq!((text.as_str(), finish), (&whole[..first], Finish::Stop), "stop {stop:?}");
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_logits() {
+    let mut s = session(options());
+    s.prefill(&ids(20, 10), &mut quiet()).unwrap();
+    let logits = s.logits().unwrap().to_vec();
+    s.start(GenerateOptions { log_probabilities: Some(3), ignore_eos: true, ..Default::default() }).unwrap();
+    let piece = s.next().unwrap();
+    let best = argmax(&logits);
+    let want = f64::from(logits[best]) - common::log_sum_exp(&logits);
+    assert_eq!(piece.token, Some(best as u32));
+    assert!((f64::from(piece.log_probability.unwrap()) - want).abs() < 1e-5);
+    assert_eq!(piece.alternatives.len(), 3);
+    assert_eq!(piece.alternatives[0].0, best as u32);
+    assert!(piece.alternatives.windows(2).all(|w| w[0].1 >= w[1].1));
+}
+
+#[test]
+fn bad_wishes_are_named() {
+    let model = tiny_model();
+    let bad = |o: SessionOptions| match Session::new(model.clone(), o).err().expect("refused") {
+        Error::Argument { name, .. } => name,
+        e => panic!("{e}"),
+    };
+    assert_eq!(bad(SessionOptions { batch: 0, ..options() }), "batch");
+    assert_eq!(bad(SessionOptions { threads: 100_000, ..options() }), "threads");
+    assert_eq!(bad(SessionOptions { overflow: Some(Overflow::Slide { block: 0 }), ..options() }), "overflow block");
+    let mut s = session(options());
+    assert!(matches!(s.prefill(&[u32::MAX], &mut quiet()), Err(Error::Argument { name: "token", .. })));
+    assert!(s.sample().is_err() && s.next().is_err() && s.start(GenerateOptions::default()).is_err());
+    assert!(s.is_empty());
+}
+
+#[test]
+fn threads_change_nothing_but_time() {
+    let text = ids(70, 11);
+    let mut s = session(SessionOptions { threads: 1, ..options() });
+    s.prefill(&text, &mut quiet()).unwrap();
+    let want = s.logits().unwrap().to_vec();
+    for threads in [2, 3, 4] {
+        s.set_threads(threads).unwrap();
+        s.reset();
+        s.prefill(&text, &mut quiet()).unwrap();
+        assert_eq!(s.logits().unwrap(), want, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_memory_answers_the_same_after_a_restart_and_only_its_own_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    let model = tiny_model();
+    let document = ids(500, 12);
+    let ask = |memory: SharedMemory| {
+        let mut s = Session::new(model.clone(), options()).unwrap();
+        assert_eq!(s.attach_memory(memory).unwrap(), 0);
+        s.prefill(&ids(12, 13), &mut quiet()).unwrap();
+        (s.logits().unwrap().to_vec(), s.passages())
+    };
+    let written = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = Session::new(model.clone(), options()).unwrap();
+    let mut last = 0;
+    s.remember(&written, &document, Some("notes.txt"), &mut |done, total| {
+        assert!(done > last && total == 500);
+        last = done;
+        Continue(())
+    })
+    .unwrap();
+    assert_eq!((last, s.len()), (500, 0));
+    written.write().unwrap().commit().unwrap();
+    let before = ask(written.clone());
+    drop(written);
+
+    let reopened = Memory::open_read_only(&path, Some(model.fingerprint())).unwrap();
+    assert_eq!(reopened.len(), 500);
+    assert_eq!(reopened.tokens(0..500).unwrap(), document);
+    let reopened = shared(reopened);
+    let after = ask(reopened.clone());
+    assert!(before == after, "the same logits and passages");
+    assert!(after.1.iter().all(|p| p.source.as_deref() == Some("notes.txt") && p.first_token + p.len <= 500));
+    let mut without = Session::new(model.clone(), options()).unwrap();
+    without.prefill(&ids(12, 13), &mut quiet()).unwrap();
+    assert!(max_abs_diff(without.logits().unwrap(), &after.0) > 1e-3, "the memory matters");
+
+    let other = Model::open_bytes(tiny::llama(TinyOptions { seed: 2, ..TinyOptions::default() }), &ModelOptions::default()).unwrap();
+    let e = Session::new(other.clone(), options()).unwrap().attach_memory(reopened).expect_err("another model");
+    assert!(matches!(e, Error::Mismatch { .. }), "{e}");
+    let e = Memory::open_read_only(&path, Some(other.fingerprint())).err().expect("another model");
+    assert!(matches!(e, Error::Mismatch { .. }), "{e}");
+}
+
+#[test]
+fn remembering_can_be_cancelled_and_keeps_what_was_read() {
+    let model = tiny_model();
+    let memory = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = Session::new(model, options()).unwrap();
+    let document = ids(400, 14);
+    let result = s.remember(&memory, &document, None, &mut |done, _| if done >= 200 { Break(()) } else { Continue(()) });
+    assert!(matches!(result, Err(Error::Cancelled)));
+    let memory = memory.read().unwrap();
+    assert!((200..=216).contains(&memory.len()), "{}", memory.len());
+    assert_eq!(memory.tokens(0..memory.len()).unwrap(), &document[..memory.len() as usize]);
+}
+
+#[test]
+fn gemma_s_memory_holds_its_global_layers() {
+    let bytes = tiny::gemma3(TinyOptions { n_layer: 7, ..TinyOptions::default() });
+    let model = Model::open_bytes(bytes, &ModelOptions::default()).unwrap();
+    assert_eq!(model.memory_geometry().layers, [5]);
+    let memory = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = Session::new(model, options()).unwrap();
+    s.remember(&memory, &ids(300, 15), None, &mut quiet()).unwrap();
+    s.attach_memory(memory).unwrap();
+    s.prefill(&ids(10, 16), &mut quiet()).unwrap();
+    assert!(!s.passages().is_empty() && s.stats().memory_bytes_read > 0);
+}
