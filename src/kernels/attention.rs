@@ -5,13 +5,22 @@
 //! once over all of them with an online softmax (arXiv 1805.02867), a tile of keys at a time; the query heads that share a
 //! KV head are rows of one small product, so keys and values are decoded once for all of them.
 //!
-//! Invariant: which tiles there are depends on the segments alone, never on the batch or the number of threads, so a token's
-//! result has the same bits however it is computed.
+//! The keys are cut into *parts* of at most [`PART`] keys, each part into tiles ([`tile`]). A part gives every row its own
+//! (maximum, sum, accumulator), and parts are merged in order. Few tokens with much to look at spread parts over the threads,
+//! many tokens spread tokens.
+//!
+//! Invariant: which parts and tiles there are depends on the segments alone, never on the batch or the number of threads, and
+//! what a query does not see does not enter its sums at all; so a token's result has the same bits however it is computed.
 
+mod tile;
+
+use self::tile::{Buffers, FoldPart, QueryTile, Thresholds};
 use super::codec::Codec;
-use super::vector::{add_scaled, dot, exp};
+use super::vector::exp;
+use crate::simd::{Level, dispatch};
 use crate::threads::Pass;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Which of a token's query vectors scores a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,222 +94,295 @@ pub struct Queries<'a> {
     pub memory: &'a [f32],
 }
 
-/// Keys decoded and scored at once.
-const KEY_TILE: usize = 64;
-/// Tokens of the batch whose queries share one decoding of a tile.
-const QUERY_TILE: usize = 16;
+/// Most keys of a part.
+const PART: usize = 512;
+/// Tokens of the batch whose queries share one decoding of a tile, at least and at most.
+const QUERY_TILE: Range<usize> = 4..16;
+/// Accumulators are padded to a multiple of this, the most lanes of any level.
+const PAD: usize = 16;
+
+/// Consecutive keys of consecutive segments: `keys` of them, after the first `skip` of segment `segment`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Part {
+    segment: usize,
+    skip: usize,
+    keys: usize,
+    /// What it holds is seen by every query.
+    open: bool,
+}
+
+/// Cuts segments into parts. Those that all queries see may share a part; another may grow with the batch, so it shares none.
+fn cut(segments: &[KvSegment<'_>], parts: &mut Vec<Part>) {
+    parts.clear();
+    for (segment, s) in segments.iter().enumerate() {
+        let open = s.visibility == Visibility::All;
+        for skip in (0..s.len).step_by(PART) {
+            let keys = PART.min(s.len - skip);
+            match parts.last_mut() {
+                Some(last) if open && last.open && last.keys + keys <= PART => last.keys += keys,
+                _ => parts.push(Part { segment, skip, keys, open }),
+            }
+        }
+    }
+}
+
+/// What is known of some rows: `rows` accumulators, each padded to a multiple of [`PAD`], then maxima, then sums.
+struct Partial<'a> {
+    acc: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+}
+
+impl Partial<'_> {
+    fn floats(rows: usize, value_length: usize) -> usize {
+        rows * (value_length.next_multiple_of(PAD) + 2)
+    }
+
+    fn new(floats: &mut [f32], rows: usize) -> Partial<'_> {
+        let (acc, rest) = floats.split_at_mut(floats.len() - 2 * rows);
+        let (max, sum) = rest.split_at_mut(rows);
+        Partial { acc, max, sum }
+    }
+
+    fn clear(&mut self) {
+        self.acc.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+    }
+
+    /// Adds what a later part found.
+    fn merge(&mut self, other: &Partial<'_>) {
+        let width = self.acc.len() / self.max.len();
+        for (r, acc) in self.acc.chunks_exact_mut(width).enumerate() {
+            let max = if other.max[r] > self.max[r] || other.max[r].is_nan() { other.max[r] } else { self.max[r] };
+            if max == f32::NEG_INFINITY {
+                continue;
+            }
+            let (mine, its) = (exp(self.max[r] - max), exp(other.max[r] - max));
+            for (a, b) in acc.iter_mut().zip(&other.acc[r * width..]) {
+                *a = *a * mine + b * its;
+            }
+            self.sum[r] = self.sum[r] * mine + other.sum[r] * its;
+            self.max[r] = max;
+        }
+    }
+
+    /// The weighted mean of row `r` into `out`; zeros where the row saw nothing.
+    fn finish(&self, r: usize, out: &mut [f32]) {
+        let width = self.acc.len() / self.max.len();
+        let inverse = if self.sum[r] == 0.0 { 0.0 } else { 1.0 / self.sum[r] };
+        for (o, a) in out.iter_mut().zip(&self.acc[r * width..]) {
+            *o = a * inverse;
+        }
+    }
+}
 
 /// Buffers of one thread, kept between calls.
 #[derive(Default)]
 struct Workspace {
-    decoded: Vec<f32>,
-    scores: Vec<f32>,
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    acc: Vec<f32>,
-    all_scores: Vec<f32>,
+    buffers: Buffers,
+    parts: Vec<Part>,
+    partial: Vec<f32>,
+    total: Vec<f32>,
+    thresholds: Vec<f32>,
+}
+
+/// A part of what one tile of tokens sees through one KV head.
+#[derive(Clone, Copy)]
+struct Unit {
+    tile: usize,
+    head: usize,
+    part: Part,
+}
+
+/// Buffers of the caller, kept between calls.
+#[derive(Default)]
+struct Plan {
+    parts: Vec<Part>,
+    units: Vec<Unit>,
+    partials: Vec<f32>,
     thresholds: Vec<f32>,
 }
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::default();
+    static PLAN: RefCell<Plan> = RefCell::default();
 }
 
 /// `out = softmax(scale * q K^T) V` for every token and head; `out` is `(tokens, heads, value_length)`.
 /// `segments[h]` are those of KV head `h`. A query that sees nothing gets zeros.
 pub fn attention(pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[Vec<KvSegment<'_>>], out: &mut [f32]) {
+    attention_at(Level::detect(), pass, shape, queries, segments, out);
+}
+
+/// [`attention`] at a level of one's choice. Every level but `Portable` gives the same bits.
+pub fn attention_at(level: Level, pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[Vec<KvSegment<'_>>], out: &mut [f32]) {
     debug_assert_eq!(segments.len(), shape.heads_kv);
     debug_assert_eq!(out.len(), shape.tokens * shape.heads * shape.value_length);
-    let group = shape.heads / shape.heads_kv;
-    let band = group * shape.value_length;
-    // One unit of work is a KV head and a tile of tokens. Units of a tile are the bands of its rows of `out`.
-    let tiles = shape.tokens.div_ceil(QUERY_TILE);
-    if tiles == 1 {
-        pass.for_each_band(out, shape.heads * shape.value_length, band, |columns, out| {
-            let head = columns.start / band;
-            WORKSPACE.with_borrow_mut(|w| {
-                let tile = Tile { shape, first: 0, tokens: shape.tokens, head, queries, segments: &segments[head] };
-                tile.run(w, |token, row, value| out.row(token)[row * shape.value_length..][..shape.value_length].copy_from_slice(value));
-            });
-        });
+    if shape.tokens == 0 {
         return;
     }
-    let row = shape.heads * shape.value_length;
-    pass.for_each_chunk(out, QUERY_TILE * row, |i, out| {
-        WORKSPACE.with_borrow_mut(|w| {
-            for (head, segments) in segments.iter().enumerate() {
-                let tile = Tile { shape, first: i * QUERY_TILE, tokens: out.len() / row, head, queries, segments };
-                tile.run(w, |token, g, value| {
-                    out[token * row + head * band + g * shape.value_length..][..value.len()].copy_from_slice(value)
-                });
-            }
-        });
-    });
+    let call = Call { level, shape, queries, segments };
+    let tokens = (shape.tokens / (2 * pass.threads())).clamp(QUERY_TILE.start, QUERY_TILE.end);
+    if shape.tokens.div_ceil(tokens) >= pass.threads() {
+        call.by_tokens(pass, tokens, out);
+    } else {
+        PLAN.with_borrow_mut(|plan| call.by_parts(pass, tokens, plan, out));
+    }
 }
 
-struct Tile<'a> {
+struct Call<'a> {
+    level: Level,
     shape: &'a Shape,
-    first: usize,
-    tokens: usize,
-    head: usize,
     queries: Queries<'a>,
-    segments: &'a [KvSegment<'a>],
+    segments: &'a [Vec<KvSegment<'a>>],
 }
 
-impl Tile<'_> {
+impl<'a> Call<'a> {
     fn group(&self) -> usize {
         self.shape.heads / self.shape.heads_kv
     }
 
-    /// Row `r` of the tile is (token `r / group`, query head `r % group` of this KV head).
-    fn query(&self, kind: QueryKind, row: usize) -> &[f32] {
-        let (s, group) = (self.shape, self.group());
-        let all = if kind == QueryKind::Local { self.queries.local } else { self.queries.memory };
-        let at = (self.first + row / group) * s.heads + self.head * group + row % group;
-        &all[at * s.key_length..][..s.key_length]
-    }
-
-    /// Entries of the segment that row `row` sees, as a range.
-    fn visible(&self, segment: &KvSegment<'_>, token: usize) -> std::ops::Range<usize> {
-        match segment.visibility {
-            Visibility::All => 0..segment.len,
-            Visibility::Causal { first, window } => {
-                let end = (first + self.first + token + 1).min(segment.len);
-                let start = if window == 0 { 0 } else { end.saturating_sub(window) };
-                start..end
-            }
+    /// The tile of `tokens` tokens that is number `i`, through one KV head.
+    fn tile(&self, tokens: usize, i: usize, head: usize) -> QueryTile<'a> {
+        let first = i * tokens;
+        QueryTile {
+            shape: self.shape,
+            first,
+            tokens: tokens.min(self.shape.tokens - first),
+            head,
+            queries: self.queries,
+            segments: &self.segments[head],
         }
     }
 
-    fn run(&self, w: &mut Workspace, mut emit: impl FnMut(usize, usize, &[f32])) {
-        let (s, group) = (self.shape, self.group());
-        let rows = self.tokens * group;
-        w.max.clear();
-        w.max.resize(rows, f32::NEG_INFINITY);
-        w.sum.clear();
-        w.sum.resize(rows, 0.0);
-        w.acc.clear();
-        w.acc.resize(rows * s.value_length, 0.0);
-        w.scores.resize(rows * KEY_TILE, 0.0);
-        w.decoded.resize(KEY_TILE * s.key_length.max(s.value_length), 0.0);
-        self.find_thresholds(w);
-        for segment in self.segments {
-            // The union of what the tile's tokens see: later tokens see further, earlier ones begin sooner.
-            let seen = self.visible(segment, 0).start..self.visible(segment, self.tokens - 1).end;
-            let mut at = seen.start / KEY_TILE * KEY_TILE;
-            while at < seen.end {
-                let n = KEY_TILE.min(segment.len - at);
-                self.score(w, segment, at, n);
-                self.accumulate(w, segment, at, n);
-                at += KEY_TILE;
-            }
-        }
-        for row in 0..rows {
-            let acc = &mut w.acc[row * s.value_length..][..s.value_length];
-            let inverse = if w.sum[row] > 0.0 { 1.0 / w.sum[row] } else { 0.0 };
-            acc.iter_mut().for_each(|a| *a *= inverse);
-            emit(row / group, row % group, acc);
-        }
+    /// With top-k: per row of the tile, the score of the k-th best key in memory, into `thresholds`.
+    fn find_thresholds(&self, tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
+        dispatch(self.level, Thresholds { tile, buffers, thresholds });
     }
 
-    /// Scores of `n` keys from `at` for all rows, masked, into `w.scores`.
-    fn score(&self, w: &mut Workspace, segment: &KvSegment<'_>, at: usize, n: usize) {
-        let d = self.shape.key_length;
-        decode_rows(segment.codec, segment.keys, segment.key_stride, at, n, d, &mut w.decoded);
-        let rows = self.tokens * self.group();
-        for row in 0..rows {
-            let q = self.query(segment.query, row);
-            let scores = &mut w.scores[row * KEY_TILE..][..n];
-            for (score, k) in scores.iter_mut().zip(w.decoded.chunks_exact(d)) {
-                *score = dot(q, k) * self.shape.scale;
-            }
-            let seen = self.visible(segment, row / self.group());
-            if seen.start > at {
-                let hidden = (seen.start - at).min(n);
-                scores[..hidden].fill(f32::NEG_INFINITY);
-            }
-            if seen.end < at + n {
-                scores[seen.end.saturating_sub(at)..].fill(f32::NEG_INFINITY);
-            }
-            if segment.query == QueryKind::Memory && !w.thresholds.is_empty() {
-                let least = w.thresholds[row];
-                scores.iter_mut().filter(|s| **s < least).for_each(|s| *s = f32::NEG_INFINITY);
-            }
-        }
+    /// Tiles of tokens over the threads, each through all heads and parts.
+    fn by_tokens(&self, pass: &Pass<'_>, tokens: usize, out: &mut [f32]) {
+        let row = self.shape.heads * self.shape.value_length;
+        pass.for_each_chunk(out, tokens * row, |i, out| {
+            WORKSPACE.with_borrow_mut(|w| {
+                for head in 0..self.shape.heads_kv {
+                    let tile = self.tile(tokens, i, head);
+                    let rows = tile.rows();
+                    let floats = Partial::floats(rows, self.shape.value_length);
+                    w.total.resize(floats, 0.0);
+                    w.partial.resize(floats, 0.0);
+                    w.thresholds.resize(if tile.has_thresholds() { rows } else { 0 }, 0.0);
+                    tile.pack_queries(&mut w.buffers);
+                    if tile.has_thresholds() {
+                        self.find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
+                    }
+                    cut(tile.segments, &mut w.parts);
+                    let mut total = Partial::new(&mut w.total, rows);
+                    total.clear();
+                    for part in w.parts.iter().filter(|p| tile.sees(p)) {
+                        let mut partial = Partial::new(&mut w.partial, rows);
+                        let (thresholds, buffers) = (&w.thresholds, &mut w.buffers);
+                        dispatch(self.level, FoldPart { tile: &tile, part, thresholds, buffers, partial: &mut partial });
+                        total.merge(&partial);
+                    }
+                    self.put(&tile, &total, out);
+                }
+            });
+        });
     }
 
-    /// Folds the tile in `w.scores` into the running softmax.
-    fn accumulate(&self, w: &mut Workspace, segment: &KvSegment<'_>, at: usize, n: usize) {
-        let d = self.shape.value_length;
-        decode_rows(segment.codec, segment.values, segment.value_stride, at, n, d, &mut w.decoded);
-        let rows = self.tokens * self.group();
-        for row in 0..rows {
-            let scores = &mut w.scores[row * KEY_TILE..][..n];
-            let tile_max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let max = w.max[row].max(tile_max);
-            if max == f32::NEG_INFINITY {
-                continue;
+    /// Parts over the threads; then the tiles of tokens merge theirs.
+    fn by_parts(&self, pass: &Pass<'_>, tokens: usize, plan: &mut Plan, out: &mut [f32]) {
+        let heads = self.shape.heads_kv;
+        let rows = tokens * self.group();
+        let tiles = self.shape.tokens.div_ceil(tokens);
+        plan.units.clear();
+        let mut has_thresholds = false;
+        for tile in 0..tiles {
+            for head in 0..heads {
+                let query_tile = self.tile(tokens, tile, head);
+                has_thresholds |= query_tile.has_thresholds();
+                cut(query_tile.segments, &mut plan.parts);
+                plan.units.extend(plan.parts.iter().filter(|p| query_tile.sees(p)).map(|p| Unit { tile, head, part: *p }));
             }
-            let acc = &mut w.acc[row * d..][..d];
-            if max > w.max[row] {
-                let shrink = exp(w.max[row] - max);
-                acc.iter_mut().for_each(|a| *a *= shrink);
-                w.sum[row] *= shrink;
-                w.max[row] = max;
+        }
+        plan.thresholds.resize(if has_thresholds { tiles * heads * rows } else { 0 }, 0.0);
+        pass.for_each_chunk(&mut plan.thresholds, rows, |i, thresholds| {
+            let tile = self.tile(tokens, i / heads, i % heads);
+            if tile.has_thresholds() {
+                WORKSPACE.with_borrow_mut(|w| {
+                    tile.pack_queries(&mut w.buffers);
+                    self.find_thresholds(&tile, &mut w.buffers, thresholds);
+                });
             }
-            let mut sum = 0.0;
-            for s in scores.iter_mut() {
-                *s = exp(*s - max);
-                sum += *s;
-            }
-            w.sum[row] += sum;
-            for (p, v) in scores.iter().zip(w.decoded.chunks_exact(d)) {
-                if *p > 0.0 {
-                    add_scaled(acc, *p, v);
+        });
+        let floats = Partial::floats(rows, self.shape.value_length);
+        if plan.partials.len() < plan.units.len() * floats {
+            plan.partials.resize(plan.units.len() * floats, 0.0);
+        }
+        let (units, thresholds) = (&plan.units, &plan.thresholds);
+        pass.for_each_chunk(&mut plan.partials[..units.len() * floats], floats, |i, partial| {
+            let unit = &units[i];
+            let tile = self.tile(tokens, unit.tile, unit.head);
+            let thresholds = thresholds.get((unit.tile * heads + unit.head) * rows..).unwrap_or(&[]);
+            let thresholds = if tile.has_thresholds() { &thresholds[..tile.rows()] } else { &[] };
+            WORKSPACE.with_borrow_mut(|w| {
+                tile.pack_queries(&mut w.buffers);
+                let buffers = &mut w.buffers;
+                let partial = &mut Partial::new(&mut partial[..Partial::floats(tile.rows(), self.shape.value_length)], tile.rows());
+                dispatch(self.level, FoldPart { tile: &tile, part: &unit.part, thresholds, buffers, partial });
+            });
+        });
+        let partials = &mut plan.partials;
+        WORKSPACE.with_borrow_mut(|w| {
+            let row = self.shape.heads * self.shape.value_length;
+            for (i, out) in out.chunks_mut(tokens * row).enumerate() {
+                for head in 0..heads {
+                    let tile = self.tile(tokens, i, head);
+                    let floats_here = Partial::floats(tile.rows(), self.shape.value_length);
+                    w.total.resize(floats_here, 0.0);
+                    let mut total = Partial::new(&mut w.total, tile.rows());
+                    total.clear();
+                    for (_, partial) in units.iter().zip(partials.chunks_exact_mut(floats)).filter(|(u, _)| (u.tile, u.head) == (i, head)) {
+                        total.merge(&Partial::new(&mut partial[..floats_here], tile.rows()));
+                    }
+                    self.put(&tile, &total, out);
                 }
             }
-        }
+        });
     }
 
-    /// With top-k: the k-th best score over all memory segments, per row.
-    fn find_thresholds(&self, w: &mut Workspace) {
-        w.thresholds.clear();
-        let k = self.shape.memory_top_k;
-        let total: usize = self.segments.iter().filter(|s| s.query == QueryKind::Memory).map(|s| s.len).sum();
-        if k == 0 || total <= k {
-            return;
+    /// Writes a head's results to the tile's rows of the output.
+    fn put(&self, tile: &QueryTile<'_>, total: &Partial<'_>, out: &mut [f32]) {
+        let (group, length) = (self.group(), self.shape.value_length);
+        for r in 0..tile.rows() {
+            let at = (r / group * self.shape.heads + tile.head * group + r % group) * length;
+            total.finish(r, &mut out[at..][..length]);
         }
-        let rows = self.tokens * self.group();
-        w.all_scores.resize(rows * total, 0.0);
-        let mut filled = 0;
-        for segment in self.segments.iter().filter(|s| s.query == QueryKind::Memory) {
-            for at in (0..segment.len).step_by(KEY_TILE) {
-                let n = KEY_TILE.min(segment.len - at);
-                self.score(w, segment, at, n);
-                for row in 0..rows {
-                    w.all_scores[row * total + filled..][..n].copy_from_slice(&w.scores[row * KEY_TILE..][..n]);
-                }
-                filled += n;
-            }
-        }
-        let mut thresholds = std::mem::take(&mut w.thresholds);
-        for scores in w.all_scores.chunks_exact_mut(total).take(rows) {
-            let (_, kth, _) = scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-            thresholds.push(*kth);
-        }
-        w.thresholds = thresholds;
     }
 }
 
-/// Decodes rows `at .. at + n` of `width` elements each into the front of `out`.
-fn decode_rows(codec: Codec, bytes: &[u8], stride: usize, at: usize, n: usize, width: usize, out: &mut [f32]) {
-    let each = codec.bytes();
-    if stride == width {
-        codec.decode(&bytes[at * width * each..(at + n) * width * each], &mut out[..n * width]);
-        return;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(len: usize, visibility: Visibility) -> KvSegment<'static> {
+        let (keys, values): (&[u8], &[u8]) = (&[], &[]);
+        let query = QueryKind::Memory;
+        KvSegment { codec: Codec::F32, keys, values, key_stride: 0, value_stride: 0, len, query, visibility }
     }
-    for (i, out) in out.chunks_exact_mut(width).take(n).enumerate() {
-        let start = (at + i) * stride * each;
-        codec.decode(&bytes[start..start + width * each], out);
+
+    #[test]
+    fn parts_of_what_all_see_do_not_move_when_the_window_grows() {
+        let mut parts = Vec::new();
+        for window in [1, PART - 1, PART, PART + 1, 3 * PART] {
+            let mut segments = vec![segment(window, Visibility::Causal { first: 0, window: 0 })];
+            segments.extend([200, 200, 200, 2 * PART + 50, 400, 0, 60, 10].map(|n| segment(n, Visibility::All)));
+            cut(&segments, &mut parts);
+            let all: Vec<_> = parts.iter().filter(|p| p.open).map(|p| (p.segment, p.skip, p.keys)).collect();
+            assert_eq!(all, [(1, 0, 400), (3, 0, 200), (4, 0, PART), (4, PART, PART), (4, 2 * PART, 510), (8, 0, 10)]);
+            assert_eq!(parts.iter().filter(|p| !p.open).map(|p| p.keys).sum::<usize>(), window);
+        }
     }
 }

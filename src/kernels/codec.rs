@@ -3,6 +3,7 @@
 //! bf16 rounds to nearest, ties to even (spec of the FoT reference, section 11); f16 as IEEE 754 says.
 
 use crate::error::{Error, Result};
+use crate::simd::Simd;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -130,6 +131,59 @@ impl Codec {
                 }
             }
         }
+    }
+}
+
+/// A codec as a type, for kernels written in the vocabulary.
+pub(super) trait Encoding {
+    /// Bytes of an element.
+    const BYTES: usize;
+    /// `LANES` elements from the front of `bytes`.
+    fn load<S: Simd>(s: S, bytes: &[u8]) -> S::F;
+    /// Element `j` of the `4 / BYTES` in every 32-bit lane.
+    fn lane<S: Simd>(s: S, words: S::V, j: usize) -> S::F;
+}
+
+/// [`Codec::F32`]
+pub(super) struct F32;
+/// [`Codec::F16`]
+pub(super) struct F16;
+/// [`Codec::Bf16`]
+pub(super) struct Bf16;
+
+impl Encoding for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, bytes: &[u8]) -> S::F {
+        s.load_f32(bytes)
+    }
+    #[inline(always)]
+    fn lane<S: Simd>(s: S, words: S::V, _: usize) -> S::F {
+        s.as_floats(words)
+    }
+}
+
+impl Encoding for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, bytes: &[u8]) -> S::F {
+        s.load_f16(bytes)
+    }
+    #[inline(always)]
+    fn lane<S: Simd>(s: S, words: S::V, j: usize) -> S::F {
+        s.f16_lanes(if j == 0 { s.and(words, s.splat32(0xffff)) } else { s.shr32(words, 16) })
+    }
+}
+
+impl Encoding for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, bytes: &[u8]) -> S::F {
+        s.load_bf16(bytes)
+    }
+    #[inline(always)]
+    fn lane<S: Simd>(s: S, words: S::V, j: usize) -> S::F {
+        s.as_floats(if j == 0 { s.shl32(words, 16) } else { s.and(words, s.splat32(0xffff_0000_u32 as i32)) })
     }
 }
 

@@ -1,29 +1,58 @@
 //! Root mean square normalisation (arXiv 1910.07467): `y = x / sqrt(mean(x^2) + eps) * weight`.
 
-use super::vector::sum_of_squares;
+use super::vector::{LANES, load_up_to, sum_vectors};
+use crate::simd::{Level, Simd, Task, dispatch};
 
 /// Normalises every row of `weight.len()` elements of `x` into `out`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     debug_assert_eq!(x.len(), out.len());
-    let width = weight.len();
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let scale = inverse_rms(x, eps);
-        for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
-            *o = x * scale * w;
-        }
-    }
+    out.copy_from_slice(x);
+    rms_norm_in_place(out, weight, eps);
 }
 
 /// As [`rms_norm`], in place.
 pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
-    for x in x.chunks_exact_mut(weight.len()) {
-        let scale = inverse_rms(x, eps);
-        for (x, w) in x.iter_mut().zip(weight) {
-            *x *= scale * w;
+    rms_norm_at(Level::detect(), x, weight, eps);
+}
+
+/// [`rms_norm_in_place`] at a level of one's choice.
+pub fn rms_norm_at(level: Level, x: &mut [f32], weight: &[f32], eps: f32) {
+    dispatch(level, RmsNorm { x, weight, eps });
+}
+
+struct RmsNorm<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Task for RmsNorm<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.weight.len();
+        for x in self.x.chunks_exact_mut(width) {
+            let scale = 1.0 / (sum_of_squares(s, x) / width as f32 + self.eps).sqrt();
+            for (x, w) in x.iter_mut().zip(self.weight) {
+                *x *= scale * w;
+            }
         }
     }
 }
 
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt()
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); 4];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (sum, x) in sums.iter_mut().zip(x.chunks_exact(S::LANES)) {
+            let x = s.load(x);
+            *sum = s.fma(x, x, *sum);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest.chunks(S::LANES)) {
+        let x = load_up_to(s, x);
+        *sum = s.fma(x, x, *sum);
+    }
+    sum_vectors(s, sums)
 }

@@ -334,6 +334,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: token.
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: token.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn as_floats(self, v: __m256i) -> __m256 {
+        // SAFETY: token.
+        unsafe { _mm256_castsi256_ps(v) }
+    }
+    #[inline(always)]
     fn abs(self, a: __m256) -> __m256 {
         // SAFETY: token.
         unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }

@@ -289,6 +289,21 @@ impl Simd for Avx512 {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: token.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: token.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn as_floats(self, v: __m512i) -> __m512 {
+        // SAFETY: token.
+        unsafe { _mm512_castsi512_ps(v) }
+    }
+    #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
         // SAFETY: token.
         unsafe { _mm512_abs_ps(a) }

@@ -178,8 +178,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Not a number where `b` is not one (where only `a` is, that depends on the level).
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// As for `max`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
+    /// The floats whose bits the 32-bit lanes are.
+    fn as_floats(self, v: Self::V) -> Self::F;
 
     // --- made of the above
     /// The lanes of `v` in an array (the first `LANES` of 16).
@@ -510,6 +516,15 @@ mod tests {
             }
             assert_eq!(s.sum(s.load(&f)), f.iter().sum::<f32>());
             assert_eq!(s.most(s.load(&f)), f[S::LANES - 1]);
+            let bits = s.to_array(s.as_floats(s.splat32(0x4049_0fdb)));
+            let quotients = s.to_array(s.div(s.load(&f), s.splat(3.0)));
+            let (least, most) = (s.to_array(s.min(s.splat(5.0), s.load(&f))), s.to_array(s.max(s.splat(5.0), s.load(&f))));
+            for r in 0..S::LANES {
+                assert_eq!((bits[r], quotients[r]), (std::f32::consts::PI, f[r] / 3.0));
+                assert_eq!((least[r], most[r]), (f[r].min(5.0), f[r].max(5.0)));
+            }
+            let nan = s.to_array(s.max(s.splat(5.0), s.min(s.splat(5.0), s.splat(f32::NAN))));
+            assert!(nan[0].is_nan(), "the second operand is kept");
         }
     }
 

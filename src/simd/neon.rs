@@ -320,6 +320,21 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { vmaxq_f32(a, b) }
     }
     #[inline(always)]
+    fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: token.
+        unsafe { vminq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: token.
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn as_floats(self, v: uint8x16_t) -> float32x4_t {
+        // SAFETY: token.
+        unsafe { vreinterpretq_f32_u8(v) }
+    }
+    #[inline(always)]
     fn abs(self, a: float32x4_t) -> float32x4_t {
         // SAFETY: token.
         unsafe { vabsq_f32(a) }

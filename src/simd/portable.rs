@@ -233,6 +233,18 @@ impl Simd for Portable {
         zip(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn min(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn as_floats(self, v: Bytes) -> [f32; 4] {
+        v.words().map(f32::from_bits)
+    }
+    #[inline(always)]
     fn abs(self, a: [f32; 4]) -> [f32; 4] {
         a.map(f32::abs)
     }

@@ -1,0 +1,306 @@
+//! The promise: attention over any segments is the softmax it says it is, at every level; and its bits depend neither on the
+//! number of threads nor on how tokens are put into batches.
+
+use loci::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
+use loci::kernels::codec::Codec;
+use loci::simd::Level;
+use loci::threads::Team;
+
+fn floats(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// A segment before it is encoded: `len` tokens with `gap` foreign elements between one head's entries and the next token's.
+#[derive(Clone, Copy)]
+struct Part {
+    codec: Codec,
+    len: usize,
+    gap: usize,
+    query: QueryKind,
+    /// `None`: all see it. Else the sliding window (0 is none) of the segment that the batch's own tokens end.
+    causal: Option<usize>,
+}
+
+const fn window(codec: Codec, len: usize, sliding: usize) -> Part {
+    Part { codec, len, gap: 0, query: QueryKind::Local, causal: Some(sliding) }
+}
+
+const fn memory(codec: Codec, len: usize, gap: usize) -> Part {
+    Part { codec, len, gap, query: QueryKind::Memory, causal: None }
+}
+
+struct Case {
+    tokens: usize,
+    heads_kv: usize,
+    group: usize,
+    key_length: usize,
+    value_length: usize,
+    top_k: usize,
+    parts: &'static [Part],
+}
+
+const fn case(tokens: usize, heads_kv: usize, group: usize, length: usize, top_k: usize, parts: &'static [Part]) -> Case {
+    Case { tokens, heads_kv, group, key_length: length, value_length: length, top_k, parts }
+}
+
+use Codec::{Bf16, F16, F32};
+
+/// The first part of every case ends with the batch's own tokens.
+const CASES: [Case; 20] = [
+    case(1, 1, 1, 64, 0, &[window(F32, 1, 0)]),
+    case(1, 3, 3, 64, 0, &[window(F16, 700, 0)]),
+    case(5, 3, 3, 64, 0, &[window(F16, 1030, 0)]),
+    case(40, 3, 3, 64, 0, &[window(F16, 130, 0)]),
+    case(33, 1, 4, 256, 0, &[window(Bf16, 300, 100)]),
+    case(2, 1, 4, 256, 0, &[window(F16, 600, 512)]),
+    case(40, 2, 1, 32, 0, &[window(F32, 90, 3)]),
+    case(7, 2, 8, 24, 0, &[window(F16, 77, 0)]),
+    case(12, 2, 2, 80, 0, &[window(Bf16, 77, 1)]),
+    case(3, 2, 5, 96, 0, &[window(F32, 65, 0)]),
+    case(17, 3, 3, 100, 0, &[window(F16, 200, 0)]),
+    case(17, 2, 1, 100, 0, &[window(F32, 200, 64)]),
+    case(9, 2, 7, 128, 0, &[window(F16, 64, 0)]),
+    case(4, 4, 1, 7, 0, &[window(Bf16, 20, 0)]),
+    case(6, 4, 1, 32, 0, &[window(F32, 50, 0), memory(Bf16, 64, 0), memory(Bf16, 64, 0), memory(F16, 17, 8), memory(F32, 1, 3)]),
+    case(20, 2, 2, 64, 0, &[window(F16, 600, 0), memory(Bf16, 1100, 0), memory(F16, 500, 16), memory(F16, 300, 0)]),
+    case(3, 2, 2, 32, 10, &[window(F16, 30, 0), memory(Bf16, 600, 0), memory(F16, 33, 5)]),
+    case(40, 1, 3, 48, 1, &[window(F32, 50, 8), memory(F32, 70, 0)]),
+    case(11, 1, 2, 64, 1000, &[window(F16, 20, 0), memory(F16, 70, 0)]),
+    Case {
+        tokens: 19,
+        heads_kv: 2,
+        group: 3,
+        key_length: 40,
+        value_length: 72,
+        top_k: 0,
+        parts: &[window(F16, 140, 0), memory(Bf16, 40, 9)],
+    },
+];
+
+/// A case with its numbers.
+struct Data<'a> {
+    case: &'a Case,
+    local: Vec<f32>,
+    memory: Vec<f32>,
+    /// Per part: encoded keys and values, `(len, heads_kv, length + gap)`, the last gap left out.
+    bytes: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<'a> Data<'a> {
+    fn new(case: &'a Case) -> Data<'a> {
+        let heads = case.heads_kv * case.group;
+        // Some scores are large, so that maxima move; memory and window differ in size.
+        let local = floats(case.tokens * heads * case.key_length, 1).iter().map(|q| q * 3.0).collect();
+        let memory = floats(case.tokens * heads * case.key_length, 2).iter().map(|q| q * 4.0).collect();
+        let encode = |part: &Part, length: usize, seed: u64| {
+            let mut values = floats(part.len * case.heads_kv * (length + part.gap), seed);
+            for gap in values.chunks_exact_mut(length + part.gap) {
+                gap[length..].fill(f32::NAN);
+            }
+            values.truncate(values.len() - part.gap);
+            let mut bytes = Vec::new();
+            part.codec.append(&values, &mut bytes);
+            bytes
+        };
+        let bytes = case.parts.iter().zip(10..);
+        let bytes = bytes.map(|(p, seed)| (encode(p, case.key_length, seed), encode(p, case.value_length, seed + 50))).collect();
+        Data { case, local, memory, bytes }
+    }
+
+    fn strides(&self, part: &Part) -> (usize, usize) {
+        let c = self.case;
+        (c.heads_kv * (c.key_length + part.gap), c.heads_kv * (c.value_length + part.gap))
+    }
+
+    /// The segments as they are when the first `fed` tokens of the batch are in the window, `new` of which make the batch.
+    fn segments(&self, fed: usize, new: usize) -> Vec<Vec<KvSegment<'_>>> {
+        let c = self.case;
+        let of_head = |head: usize| {
+            let segments = c.parts.iter().zip(&self.bytes).enumerate().map(|(i, (p, (keys, values)))| {
+                let (key_stride, value_stride) = self.strides(p);
+                let each = p.codec.bytes();
+                let (keys, values) = (&keys[head * (c.key_length + p.gap) * each..], &values[head * (c.value_length + p.gap) * each..]);
+                let hidden = if i == 0 { c.tokens - fed } else { 0 };
+                KvSegment {
+                    codec: p.codec,
+                    keys: &keys[..keys.len() - hidden * key_stride * each],
+                    values: &values[..values.len() - hidden * value_stride * each],
+                    key_stride,
+                    value_stride,
+                    len: p.len - hidden,
+                    query: p.query,
+                    visibility: p.causal.map_or(Visibility::All, |window| Visibility::Causal { first: p.len - hidden - new, window }),
+                }
+            });
+            segments.collect()
+        };
+        (0..c.heads_kv).map(of_head).collect()
+    }
+
+    /// Attention of the tokens `from .. to` of the batch as a batch of their own.
+    fn attention(&self, level: Level, team: &Team, from: usize, to: usize) -> Vec<f32> {
+        let c = self.case;
+        let heads = c.heads_kv * c.group;
+        let shape = Shape {
+            tokens: to - from,
+            heads,
+            heads_kv: c.heads_kv,
+            key_length: c.key_length,
+            value_length: c.value_length,
+            scale: 1.0 / (c.key_length as f32).sqrt(),
+            memory_top_k: c.top_k,
+        };
+        let rows = from * heads * c.key_length..to * heads * c.key_length;
+        let queries = Queries { local: &self.local[rows.clone()], memory: &self.memory[rows] };
+        let mut out = vec![f32::NAN; (to - from) * heads * c.value_length];
+        team.pass(|pass| attention_at(level, pass, &shape, queries, &self.segments(to, to - from), &mut out));
+        out
+    }
+
+    /// Key (or value) `token` of a head of a part, decoded.
+    fn entry(&self, part: usize, token: usize, head: usize, values: bool) -> Vec<f64> {
+        let (c, p) = (self.case, &self.case.parts[part]);
+        let (length, stride) = if values { (c.value_length, self.strides(p).1) } else { (c.key_length, self.strides(p).0) };
+        let bytes = if values { &self.bytes[part].1 } else { &self.bytes[part].0 };
+        let at = (token * stride + head * (length + p.gap)) * p.codec.bytes();
+        let mut out = vec![0.0; length];
+        p.codec.decode(&bytes[at..at + length * p.codec.bytes()], &mut out);
+        out.into_iter().map(f64::from).collect()
+    }
+
+    /// The definition, in f64.
+    fn plain(&self) -> Vec<f64> {
+        let c = self.case;
+        let heads = c.heads_kv * c.group;
+        let scale = 1.0 / (c.key_length as f64).sqrt();
+        let mut out = Vec::new();
+        for row in 0..c.tokens * heads {
+            let (token, head) = (row / heads, row % heads / c.group);
+            let mut seen = Vec::new();
+            for (i, p) in c.parts.iter().enumerate() {
+                let queries = if p.query == QueryKind::Local { &self.local } else { &self.memory };
+                let query = &queries[row * c.key_length..][..c.key_length];
+                for j in 0..p.len {
+                    let me = p.len.wrapping_sub(c.tokens).wrapping_add(token);
+                    if p.causal.is_some_and(|window| j > me || (window > 0 && j + window <= me)) {
+                        continue;
+                    }
+                    let score: f64 = query.iter().zip(self.entry(i, j, head, false)).map(|(q, k)| f64::from(*q) * k).sum();
+                    seen.push((p.query, score * scale, self.entry(i, j, head, true)));
+                }
+            }
+            let mut remembered: Vec<f64> = seen.iter().filter(|s| s.0 == QueryKind::Memory).map(|s| s.1).collect();
+            remembered.sort_by(|a, b| b.total_cmp(a));
+            if c.top_k > 0 && remembered.len() > c.top_k {
+                seen.retain(|s| s.0 == QueryKind::Local || s.1 >= remembered[c.top_k - 1]);
+            }
+            let max = seen.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = seen.iter().map(|s| (s.1 - max).exp()).sum();
+            let mean = |d: usize| seen.iter().map(|s| (s.1 - max).exp() * s.2[d]).sum::<f64>() / sum;
+            out.extend((0..c.value_length).map(mean));
+        }
+        out
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_level_computes_the_softmax_over_what_a_query_sees() {
+    let teams = [1, 3].map(|n| Team::new(n).unwrap());
+    for (i, case) in CASES.iter().enumerate() {
+        let data = Data::new(case);
+        let want = data.plain();
+        for level in Level::available() {
+            for team in &teams {
+                let got = data.attention(level, team, 0, case.tokens);
+                for (j, (got, want)) in got.iter().zip(&want).enumerate() {
+                    assert!((f64::from(*got) - want).abs() < 3e-6, "case {i}, {level:?}, output {j}: {got}, expected {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_depend_neither_on_threads_nor_on_batches_nor_on_the_width_of_vectors() {
+    let teams = [1, 2, 3, 4].map(|n| Team::new(n).unwrap());
+    for (i, case) in CASES.iter().enumerate() {
+        let data = Data::new(case);
+        let mut fused: Option<Vec<u32>> = None;
+        for level in Level::available() {
+            let whole = bits(&data.attention(level, &teams[0], 0, case.tokens));
+            for team in &teams {
+                assert!(whole == bits(&data.attention(level, team, 0, case.tokens)), "case {i}, {level:?}, {} threads", team.threads());
+                for size in [1, 3, 16] {
+                    let batches = (0..case.tokens).step_by(size);
+                    let single: Vec<f32> = batches.flat_map(|j| data.attention(level, team, j, case.tokens.min(j + size))).collect();
+                    assert!(whole == bits(&single), "case {i}, {level:?}, {} threads, batches of {size}", team.threads());
+                }
+            }
+            if level != Level::Portable {
+                assert!(*fused.get_or_insert_with(|| whole.clone()) == whole, "case {i}, {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_query_does_not_see_cannot_spoil_it_and_what_it_sees_does() {
+    const CASE: Case = case(10, 1, 3, 32, 0, &[window(F32, 150, 70)]);
+    let clean = Data::new(&CASE);
+    let team = Team::new(2).unwrap();
+    let (width, stride) = (3 * 32, 4 * (32 + CASE.parts[0].gap));
+    for level in Level::available() {
+        let want = clean.attention(level, &team, 0, 10);
+        for (poisoned, spoilt) in [(145, 5..10), (75, 0..5), (10, 0..0)] {
+            let mut data = Data::new(&CASE);
+            let (keys, values) = &mut data.bytes[0];
+            for bytes in [keys, values] {
+                bytes[poisoned * stride..][..128].as_chunks_mut::<4>().0.fill(f32::NAN.to_le_bytes());
+            }
+            let got = data.attention(level, &team, 0, 10);
+            for token in 0..10 {
+                let row = token * width..(token + 1) * width;
+                if spoilt.contains(&token) {
+                    assert!(got[row].iter().all(|v| v.is_nan()), "{level:?}: token {token} sees entry {poisoned}");
+                } else {
+                    assert_eq!(bits(&got[row.clone()]), bits(&want[row]), "{level:?}: token {token} does not see entry {poisoned}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_gets_zeros() {
+    let team = Team::new(1).unwrap();
+    let shape = Shape { tokens: 2, heads: 2, heads_kv: 1, key_length: 8, value_length: 8, scale: 1.0, memory_top_k: 0 };
+    let q = floats(32, 1);
+    // No segments, and an empty one.
+    let bytes = vec![0; 32 * 4];
+    let nothing = KvSegment {
+        codec: F32,
+        keys: &bytes,
+        values: &bytes,
+        key_stride: 8,
+        value_stride: 8,
+        len: 0,
+        query: QueryKind::Local,
+        visibility: Visibility::Causal { first: 0, window: 0 },
+    };
+    for level in Level::available() {
+        for segments in [vec![vec![]], vec![vec![nothing]]] {
+            let mut out = vec![f32::NAN; 32];
+            team.pass(|pass| attention_at(level, pass, &shape, Queries { local: &q, memory: &q }, &segments, &mut out));
+            assert!(out.iter().all(|v| *v == 0.0));
+        }
+    }
+}
