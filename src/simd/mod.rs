@@ -508,6 +508,14 @@ mod tests {
                 assert_eq!(h[r], half::f16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
                 assert_eq!(b[r], half::bf16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
             }
+            for first in (0..=u16::MAX).step_by(S::LANES) {
+                let halves: Vec<u8> = (0..S::LANES as u16).flat_map(|i| (first + i).to_le_bytes()).collect();
+                let got = s.to_array(s.load_f16(&halves));
+                for r in 0..S::LANES {
+                    let want = half::f16::from_bits(first + r as u16).to_f32();
+                    assert!(got[r].to_bits() == want.to_bits() || (got[r].is_nan() && want.is_nan()), "half {:x}", first + r as u16);
+                }
+            }
             let f: Vec<f32> = (0..S::LANES).map(|i| i as f32 * 7.5 - 44.0).collect();
             let mut rounded = [0i8; 16];
             s.store_i8(s.round(s.load(&f)), &mut rounded);

@@ -1,4 +1,6 @@
 //! The vocabulary in plain Rust: four lanes, the yardstick for the other files and the floor for every other CPU.
+//!
+//! Lanes are spelled out: the compiler does not reliably inline the closures of `array::map`.
 
 use super::{I8, Plain, Rows, Simd};
 
@@ -16,8 +18,8 @@ unsafe impl Plain for Bytes {}
 impl Bytes {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
-        let b = self.0;
-        [0, 4, 8, 12].map(|i| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]))
+        let b = self.0.as_chunks::<4>().0;
+        lanes(|i| u32::from_le_bytes(b[i]))
     }
     #[inline(always)]
     fn of_words(w: [u32; 4]) -> Bytes {
@@ -29,7 +31,8 @@ impl Bytes {
     }
     #[inline(always)]
     fn map(self, f: impl Fn(u32) -> u32) -> Bytes {
-        Bytes::of_words(self.words().map(f))
+        let w = self.words();
+        Bytes::of_words(lanes(|i| f(w[i])))
     }
     #[inline(always)]
     fn halves(self, f: impl Fn(u16) -> u16) -> Bytes {
@@ -39,6 +42,20 @@ impl Bytes {
         }
         Bytes(b)
     }
+}
+
+#[inline(always)]
+fn lanes<T>(f: impl Fn(usize) -> T) -> [T; 4] {
+    [f(0), f(1), f(2), f(3)]
+}
+
+/// Exact: the exponent is moved by a multiplication, which takes care of subnormal halves too.
+#[inline(always)]
+fn half_to_f(h: u32) -> f32 {
+    const TWO_TO_112: f32 = f32::from_bits(239 << 23);
+    let finite = (f32::from_bits((h & 0x7fff) << 13) * TWO_TO_112).to_bits();
+    let other = 0x7f80_0000 | (h & 0x03ff) << 13;
+    f32::from_bits((h & 0x8000) << 16 | if h & 0x7c00 == 0x7c00 { other } else { finite })
 }
 
 #[inline(always)]
@@ -123,8 +140,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn transpose(self, q: [Bytes; 4]) -> [Bytes; 4] {
-        let q = q.map(Bytes::words);
-        [0, 1, 2, 3].map(|j| Bytes::of_words([q[0][j], q[1][j], q[2][j], q[3][j]]))
+        let q = [q[0].words(), q[1].words(), q[2].words(), q[3].words()];
+        lanes(|j| Bytes::of_words([q[0][j], q[1][j], q[2][j], q[3][j]]))
     }
     #[inline(always)]
     fn signed(self, v: Bytes) -> Bytes {
@@ -138,22 +155,23 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn dot<const K: u8>(self, acc: Bytes, w: &[Bytes; 4], a: &[i8; 16]) -> Bytes {
-        let mut sums = acc.words().map(|w| w as i32);
+        let acc = acc.words();
+        let mut sums = lanes(|r| acc[r] as i32);
         for (w, a) in w.iter().zip(a.as_chunks::<4>().0) {
             for (sum, codes) in sums.iter_mut().zip(w.0.as_chunks::<4>().0) {
                 *sum += codes.iter().zip(a).map(|(c, a)| code::<K>(*c) * i32::from(*a)).sum::<i32>();
             }
         }
-        Bytes::of_words(sums.map(|s| s as u32))
+        Bytes::of_words(lanes(|r| sums[r] as u32))
     }
     #[inline(always)]
     fn dot_rows16<const K: u8>(self, w: [Bytes; 4], a: &[i8; 16]) -> Bytes {
-        Bytes::of_words(w.map(|w| dot16::<K>(w, a) as u32))
+        Bytes::of_words(lanes(|r| dot16::<K>(w[r], a) as u32))
     }
     #[inline(always)]
     fn dot_rows32<const K: u8>(self, lo: [Bytes; 4], hi: [Bytes; 4], a: &[i8; 32]) -> Bytes {
         let (a, b) = a.split_at(16);
-        Bytes::of_words([0, 1, 2, 3].map(|i| (dot16::<K>(lo[i], a) + dot16::<K>(hi[i], b)) as u32))
+        Bytes::of_words(lanes(|i| (dot16::<K>(lo[i], a) + dot16::<K>(hi[i], b)) as u32))
     }
     #[inline(always)]
     fn rows16(self, rows: &Rows<'_>, i: usize, at: usize) -> Bytes {
@@ -163,14 +181,12 @@ impl Simd for Portable {
     #[inline(always)]
     fn rows_u16(self, rows: &Rows<'_>, at: usize) -> Bytes {
         // SAFETY: `at` checks that 2 bytes may be read.
-        Bytes::of_words(
-            [0, 1, 2, 3].map(|r| u32::from(u16::from_le_bytes(unsafe { rows.at(r, 4, at, 2).cast::<[u8; 2]>().read_unaligned() }))),
-        )
+        Bytes::of_words(lanes(|r| u32::from(u16::from_le_bytes(unsafe { rows.at(r, 4, at, 2).cast::<[u8; 2]>().read_unaligned() }))))
     }
     #[inline(always)]
     fn rows_u32(self, rows: &Rows<'_>, at: usize) -> Bytes {
         // SAFETY: `at` checks that 4 bytes may be read.
-        Bytes::of_words([0, 1, 2, 3].map(|r| u32::from_le_bytes(unsafe { rows.at(r, 4, at, 4).cast::<[u8; 4]>().read_unaligned() })))
+        Bytes::of_words(lanes(|r| u32::from_le_bytes(unsafe { rows.at(r, 4, at, 4).cast::<[u8; 4]>().read_unaligned() })))
     }
     #[inline(always)]
     fn splat(self, v: f32) -> [f32; 4] {
@@ -187,29 +203,31 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f32(self, v: &[u8]) -> [f32; 4] {
         let v = v.as_chunks::<4>().0;
-        [0, 1, 2, 3].map(|i| f32::from_le_bytes(v[i]))
+        lanes(|i| f32::from_le_bytes(v[i]))
     }
     #[inline(always)]
     fn load_f16(self, v: &[u8]) -> [f32; 4] {
         let v = v.as_chunks::<2>().0;
-        [0, 1, 2, 3].map(|i| half::f16::from_le_bytes(v[i]).to_f32())
+        lanes(|i| half_to_f(u32::from(u16::from_le_bytes(v[i]))))
     }
     #[inline(always)]
     fn load_bf16(self, v: &[u8]) -> [f32; 4] {
         let v = v.as_chunks::<2>().0;
-        [0, 1, 2, 3].map(|i| f32::from_bits(u32::from(u16::from_le_bytes(v[i])) << 16))
+        lanes(|i| f32::from_bits(u32::from(u16::from_le_bytes(v[i])) << 16))
     }
     #[inline(always)]
     fn f16_lanes(self, v: Bytes) -> [f32; 4] {
-        v.words().map(|w| half::f16::from_bits(w as u16).to_f32())
+        let w = v.words();
+        lanes(|i| half_to_f(w[i]))
     }
     #[inline(always)]
     fn to_f(self, v: Bytes) -> [f32; 4] {
-        v.words().map(|w| w as i32 as f32)
+        let w = v.words();
+        lanes(|i| w[i] as i32 as f32)
     }
     #[inline(always)]
     fn round(self, v: [f32; 4]) -> Bytes {
-        Bytes::of_words(v.map(|v| v.round_ties_even() as i32 as u32))
+        Bytes::of_words(lanes(|i| v[i].round_ties_even() as i32 as u32))
     }
     #[inline(always)]
     fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
@@ -242,10 +260,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn as_floats(self, v: Bytes) -> [f32; 4] {
-        v.words().map(f32::from_bits)
+        let w = v.words();
+        lanes(|i| f32::from_bits(w[i]))
     }
     #[inline(always)]
     fn abs(self, a: [f32; 4]) -> [f32; 4] {
-        a.map(f32::abs)
+        lanes(|i| a[i].abs())
     }
 }
