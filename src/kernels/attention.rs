@@ -97,7 +97,7 @@ pub struct Queries<'a> {
 /// Most keys of a part.
 const PART: usize = 512;
 /// Tokens of the batch whose queries share one decoding of a tile, at least and at most.
-const QUERY_TILE: Range<usize> = 4..16;
+const QUERY_TILE: Range<usize> = 4..32;
 /// Accumulators are padded to a multiple of this, the most lanes of any level.
 const PAD: usize = 16;
 
