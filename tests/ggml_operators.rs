@@ -78,7 +78,7 @@ fn rope() {
         let x = floats(length * heads * tokens, 5, 1.0);
         let frequencies: Vec<f64> = (0..rotated / 2).map(|i| 10000f64.powf(-2.0 * i as f64 / rotated as f64)).collect();
         for (layout, mode) in [(PairLayout::Adjacent, 0), (PairLayout::Halves, 2)] {
-            let want = theirs(&[length, heads, tokens], &x, |g, x| g.rope(x, past, rotated as i32, mode));
+            let want = theirs(&[length, heads, tokens], &x, |g, x| g.rope(x, past, rotated, mode));
             let rotary = Rotary { frequencies: frequencies.clone(), magnitude: 1.0, layout };
             let mut got = x.clone();
             for (token, rows) in got.chunks_exact_mut(length * heads).enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! Shapes are ggml's: `ne[0]` is the contiguous dimension. Its block formats are older than GGUF's; see [`old_blocks`]. It
 //! aborts the process on shapes that do not fit, so give it good ones.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use ggml_sys as ggml;
 use std::marker::PhantomData;
