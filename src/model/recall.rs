@@ -1,12 +1,13 @@
 //! Training-free retrieval for ordinary models: which blocks of memory come back, and where they are placed.
 //!
 //! A batch of the user's tokens is computed twice. The first pass notes the unrotated queries of its last tokens in every
-//! stored layer; then all layers, heads and tokens vote, in two stages: the mean key of every block picks candidates, and the
-//! best key within each candidate picks the blocks. A vote is the square of the share of attention that a block would get,
-//! so that the few heads that know what they look for outweigh the many that do not (measured: `docs/memory.md`). The second
-//! pass reads the chosen blocks, the same in all layers: they lie in text order at consecutive positions just before the
-//! local window, behind the attention sinks (the first tokens of the text). Positions inside the trained window are never
-//! exceeded, however large the memory is. (The family of InfLLM, arXiv 2402.04617, and ReAttention, arXiv 2407.15176.)
+//! stored layer; then all layers, heads and tokens vote, in two stages: mean keys, and words that block and text share,
+//! propose candidates; the best key within each candidate picks the blocks. A vote is the square of the share of attention
+//! that a block would get, so that the few heads that know what they look for outweigh the many that do not (measured:
+//! `docs/memory.md`). The second pass reads the chosen blocks and those that follow them, the same in all layers: they lie in
+//! text order at consecutive positions just before the local window, behind the attention sinks (the first tokens of the
+//! text). Positions inside the trained window are never exceeded, however large the memory is. (The family of InfLLM, arXiv
+//! 2402.04617, and ReAttention, arXiv 2407.15176.)
 //!
 //! Invariant: a layer's buffer holds the sinks and the blocks of choice number `placed.0`, rotated to end before position
 //! `placed.1`; it is rebuilt when either is out of date.
@@ -69,7 +70,7 @@ const CODEC: Codec = Codec::F16;
 pub const SINK_TOKENS: usize = 16;
 /// Tokens of a batch that vote: its last ones.
 const VOTING_TOKENS: usize = 16;
-/// Blocks whose every key is looked at, of those that the mean keys put first.
+/// Blocks whose every key is looked at: half of them proposed by the mean keys, half by shared words.
 const CANDIDATES: usize = 512;
 
 impl Recall {
@@ -165,21 +166,25 @@ impl Recall {
         })
     }
 
-    /// Chooses the blocks to bring back by the votes of the queries that the last pass noted.
-    pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], bytes_read: &mut u64) -> Result<()> {
-        let total: usize = memories.iter().map(|m| m.blocks()).sum();
+    /// Chooses the blocks to bring back: by the votes of the queries that the last pass noted, among candidates that the mean
+    /// keys and the words of the `text` propose.
+    pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], text: &[u32], bytes_read: &mut u64) -> Result<()> {
+        let blocks: Vec<usize> = memories.iter().map(|m| m.blocks()).collect();
+        let total = blocks.iter().sum();
         let mut candidates: Vec<usize> = (0..total).collect();
-        if total > CANDIDATES.max(self.blocks_max) {
-            let votes = self.vote(pass, &candidates, |slot, queries| mean_logits(h, slot, memories, queries))?;
-            candidates = best(&votes, CANDIDATES.max(self.blocks_max));
+        if total > CANDIDATES {
+            let by_mean = self.vote(pass, &candidates, |slot, queries| mean_logits(h, slot, memories, queries))?;
+            candidates = best(&by_mean, CANDIDATES / 2);
+            candidates.extend(best(&shared_words(memories, text)?, CANDIDATES / 2));
+            candidates.sort_unstable();
+            candidates.dedup();
         }
-        let addresses = addresses(memories, &candidates);
-        let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &addresses, queries))?;
+        let all = addresses(&blocks, &candidates);
+        let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &all, queries))?;
         let geometry = memories.first().map(|m| m.geometry());
         let key_bytes = geometry.map_or(0, |g| g.codec.bytes() * (g.block_tokens * g.head_count_kv * g.key_length) as usize);
         *bytes_read += (key_bytes * candidates.len() * self.layers.len()) as u64;
-        let all: f32 = votes.iter().sum::<f32>().max(f32::MIN_POSITIVE);
-        self.chosen = best(&votes, self.blocks_max).into_iter().map(|i| (addresses[i], votes[i] / all)).collect();
+        self.chosen = with_what_follows(&blocks, &candidates, &votes, self.blocks_max);
         self.choice += 1;
         Ok(())
     }
@@ -265,17 +270,63 @@ fn best(votes: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// Where the blocks with these (ascending) numbers, counted over all memories, lie.
-fn addresses(memories: &[&Memory], numbers: &[usize]) -> Vec<BlockAddress> {
+/// How much of the text's rarer words each block holds: the sum over shared tokens of their inverse document frequency
+/// (Robertson and Sparck Jones's weight, blocks as documents). What a question is about is mostly named in it.
+fn shared_words(memories: &[&Memory], text: &[u32]) -> Result<Vec<f32>> {
+    let mut words = text.to_vec();
+    words.sort_unstable();
+    words.dedup();
+    let mut shared: Vec<Vec<u32>> = Vec::new();
+    let mut frequency = vec![0u32; words.len()];
+    for memory in memories {
+        for b in 0..memory.blocks() {
+            let span = memory.block(b)?;
+            let tokens = memory.tokens(span.first_token..span.first_token + span.len as u64)?;
+            let mut found: Vec<u32> = tokens.iter().filter_map(|t| words.binary_search(t).ok()).map(|i| i as u32).collect();
+            found.sort_unstable();
+            found.dedup();
+            found.iter().for_each(|i| frequency[*i as usize] += 1);
+            shared.push(found);
+        }
+    }
+    let n = shared.len() as f32;
+    let weight: Vec<f32> = frequency.iter().map(|df| (1.0 + (n - *df as f32 + 0.5) / (*df as f32 + 0.5)).ln()).collect();
+    Ok(shared.iter().map(|found| found.iter().map(|i| weight[*i as usize]).sum()).collect())
+}
+
+/// The candidates with the most votes, each with the block that follows it (a thought rarely ends with its block), `n` blocks
+/// in all, in text order with their share of the votes.
+fn with_what_follows(blocks: &[usize], candidates: &[usize], votes: &[f32], n: usize) -> Vec<(BlockAddress, f32)> {
+    let all: f32 = votes.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by(|a, b| votes[*b].total_cmp(&votes[*a]).then(a.cmp(b)));
+    let mut chosen = std::collections::BTreeMap::new();
+    for i in order {
+        let at = addresses(blocks, &candidates[i..=i])[0];
+        let next = BlockAddress { block: at.block + 1, ..at };
+        if chosen.len() < n {
+            *chosen.entry(at).or_default() = votes[i] / all;
+        }
+        if chosen.len() < n && next.block < blocks[at.memory] {
+            chosen.entry(next).or_insert(0.0);
+        }
+        if chosen.len() == n {
+            break;
+        }
+    }
+    chosen.into_iter().collect()
+}
+
+/// Where the blocks with these (ascending) numbers, counted over all memories, lie; `blocks` has how many each memory holds.
+fn addresses(blocks: &[usize], numbers: &[usize]) -> Vec<BlockAddress> {
     let mut out = Vec::with_capacity(numbers.len());
     let mut start = 0;
     let mut rest = numbers.iter().peekable();
-    for (memory, m) in memories.iter().enumerate() {
-        let end = start + m.blocks();
-        while let Some(i) = rest.next_if(|i| **i < end) {
+    for (memory, count) in blocks.iter().enumerate() {
+        while let Some(i) = rest.next_if(|i| **i < start + count) {
             out.push(BlockAddress { memory, block: i - start });
         }
-        start = end;
+        start += count;
     }
     out
 }

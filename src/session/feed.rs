@@ -145,7 +145,7 @@ impl Session {
         let (guards, own) = read_all(memories);
         let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
         let (h, read) = (self.model.hparams(), &mut self.counters.memory_bytes_read);
-        self.team.pass(|pass| self.recall.choose(pass, h, &memories, read))
+        self.team.pass(|pass| self.recall.choose(pass, h, &memories, tokens, read))
     }
 
     /// One forward pass, appended to the window.

@@ -113,7 +113,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
 /// The local context of an ordinary model where nobody says, even if it was trained for more.
 const CONTEXT_DEFAULT_MAX: usize = 8192;
 /// Blocks of memory that come back per layer where nobody says.
-const RETRIEVED_BLOCKS_DEFAULT: usize = 16;
+const RETRIEVED_BLOCKS_DEFAULT: usize = 8;
 
 /// See the module.
 pub struct Session {
