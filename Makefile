@@ -29,7 +29,7 @@ model: ## Fetch the models of the tests (about 350 MB) into models/; done once
 	@tools/get_model.sh all
 
 test: ## Set up this machine, fetch the models, run every test; ends with the totals
-	@tools/setup.sh cargo cc c++ pip unzip valgrind
+	@tools/setup.sh cargo cc c++ pip unzip valgrind numpy
 	@tools/get_model.sh all
 	@tools/test.sh
 

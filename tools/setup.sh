@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes sure that the named commands are there, and installs what is missing with apt where that is allowed.
 #
-#   tools/setup.sh cc c++ pip unzip valgrind
+#   tools/setup.sh cc c++ pip unzip valgrind numpy
 #
 # Without root or passwordless sudo it says exactly what to install, and fails.
 set -u
@@ -12,6 +12,7 @@ package_of() {
         cc) echo gcc libc6-dev ;;
         c++) echo g++ ;;
         pip) echo python3-pip ;;
+        numpy) echo python3-numpy ;;
         *) echo "$1" ;;
     esac
 }
@@ -19,6 +20,8 @@ package_of() {
 found() {
     case $1 in
         pip) python3 -m pip --version > /dev/null 2>&1 || command -v pip3 > /dev/null 2>&1 || command -v pip > /dev/null 2>&1 ;;
+        # The converter's tests look for it in these two places.
+        numpy) python3 -c 'import numpy' > /dev/null 2>&1 || build/python/bin/python3 -c 'import numpy' > /dev/null 2>&1 ;;
         cargo) command -v cargo > /dev/null 2>&1 ;;
         # A compiler without the C library's headers is of no use.
         cc) printf '#include <stdio.h>\nint main(void){return 0;}\n' | cc -x c - -o /dev/null 2> /dev/null ;;
@@ -27,11 +30,18 @@ found() {
     esac
 }
 
+cd "$(dirname "$0")/.." || exit 1
 packages=
 for command in "$@"; do
     found "$command" && continue
+    # A Python that is not the system's does not see the system's packages: it gets a place of its own for this one.
+    if [ "$command" = numpy ] && python3 -m venv build/python > /dev/null 2>&1; then
+        echo "setup: installing numpy into build/python"
+        build/python/bin/pip install -q --disable-pip-version-check numpy > /dev/null 2>&1
+        found numpy && continue
+    fi
     if [ "$command" = cargo ]; then
-        echo "setup: cargo is missing: install Rust (https://rustup.rs), then open a new shell" >&2
+        echo "setup: cargo is missing: install Rust (rustup, or your distribution's cargo), then open a new shell" >&2
         exit 1
     fi
     packages="$packages $(package_of "$command")"
