@@ -298,7 +298,7 @@ typedef struct loci_session_options {
     uint32_t threads;                      /* 0: one per core this process may use */
     loci_kv_codec kv_codec;
     loci_overflow overflow;
-    uint32_t slide_block;                  /* LOCI_OVERFLOW_SLIDE: tokens that leave at once, at least 1 */
+    uint32_t slide_block;                  /* LOCI_OVERFLOW_SLIDE: tokens that leave at once; 0: a quarter */
     uint32_t last_context_length;          /* LOCI_OVERFLOW_DUMP_ALL: tokens of a prompt that stay local; 0: as the file says */
     uint32_t memory_top_k;                 /* Focused Transformers: keys each query reads from memory; 0: all */
     uint32_t retrieved_blocks;             /* ordinary models: blocks per layer that come back from memory; 0: what fits */

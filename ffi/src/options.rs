@@ -114,7 +114,6 @@ pub unsafe fn session_options(pointer: *const loci_session_options) -> Outcome<S
     };
     let overflow = match o.overflow {
         LOCI_OVERFLOW_DEFAULT => None,
-        LOCI_OVERFLOW_SLIDE if o.slide_block == 0 => return Err(Fail::argument("slide_block", "at least 1", 0)),
         LOCI_OVERFLOW_SLIDE => Some(Overflow::Slide { block: o.slide_block as usize }),
         LOCI_OVERFLOW_DUMP_ALL => Some(Overflow::DumpAll),
         v => return Err(Fail::argument("overflow", "a loci_overflow", v)),

@@ -279,6 +279,11 @@ impl Array {
         Cursor::new("GGUF", &self.map[self.range.clone()])
     }
 
+    /// The elements as they stand in the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+
     /// The elements, decoded one at a time. In strings that are not UTF-8 (vocabularies hold such) the wrong bytes are
     /// replaced by U+FFFD; [`Array::strings`] gives the bytes themselves.
     pub fn values(&self) -> impl Iterator<Item = Value> + '_ {

@@ -5,7 +5,7 @@
 //! once over all of them with an online softmax (arXiv 1805.02867), a tile of keys at a time; the query heads that share a
 //! KV head are rows of one small product, so keys and values are decoded once for all of them.
 //!
-//! The keys are cut into *parts* of at most [`PART`] keys, each part into tiles ([`tile`]). A part gives every row its own
+//! The keys are cut into *parts* of at most `PART` keys, each part into tiles (`tile.rs`). A part gives every row its own
 //! (maximum, sum, accumulator), and parts are merged in order. Few tokens with much to look at spread parts over the threads,
 //! many tokens spread tokens.
 //!

@@ -253,6 +253,11 @@ impl Memory {
         Ok(out)
     }
 
+    /// True if it lies in a file, false if only in RAM.
+    pub fn is_on_file(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// Number of blocks, committed or not.
     pub fn blocks(&self) -> usize {
         self.committed_blocks() + self.pending.blocks.len()

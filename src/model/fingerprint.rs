@@ -2,22 +2,27 @@
 //! would be noise.
 //!
 //! Reading every weight would make opening slow, so the hash covers the tensor directory (names, types, shapes), the
-//! metadata that shapes the computation, and a sample of each tensor's bytes.
+//! metadata that shapes the computation, the vocabulary, and samples of each tensor's bytes.
 
 use crate::gguf::Gguf;
 use crate::memory::Fingerprint;
 
-/// Bytes sampled at the start and in the middle of each tensor.
-const SAMPLE: usize = 64;
+/// Places of each tensor that are sampled, evenly spread, and the bytes at each.
+const SAMPLES: usize = 4;
+const SAMPLE_BYTES: usize = 64;
 
 /// The fingerprint of a parsed model.
 pub fn of(gguf: &Gguf, architecture: &str) -> Fingerprint {
     let mut hash = Hash256::new();
     let prefix = format!("{architecture}.");
     for (key, value) in gguf.metadata() {
-        if key.starts_with(&prefix) && value.as_array().is_none() {
+        let is_vocabulary = ["tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens"].contains(&key.as_str());
+        if key.starts_with(&prefix) || is_vocabulary {
             hash.add(key.as_bytes());
-            hash.add(format!("{value:?}").as_bytes());
+            match value.as_array() {
+                Some(array) => hash.add(array.bytes()),
+                None => hash.add(format!("{value:?}").as_bytes()),
+            }
         }
     }
     for t in gguf.tensors() {
@@ -25,9 +30,10 @@ pub fn of(gguf: &Gguf, architecture: &str) -> Fingerprint {
         hash.add(&t.ty.id().to_le_bytes());
         t.dims.iter().for_each(|d| hash.add(&d.to_le_bytes()));
         let bytes = gguf.bytes(t);
-        hash.add(&bytes[..SAMPLE.min(bytes.len())]);
-        let middle = bytes.len() / 2;
-        hash.add(&bytes[middle..bytes.len().min(middle + SAMPLE)]);
+        for i in 0..SAMPLES {
+            let at = bytes.len() / SAMPLES * i;
+            hash.add(&bytes[at..bytes.len().min(at + SAMPLE_BYTES)]);
+        }
     }
     Fingerprint { architecture: architecture.into(), hash: hash.finish() }
 }

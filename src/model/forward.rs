@@ -73,7 +73,12 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
             return Err(Error::Cancelled);
         }
         if last_stored == Some(l) {
-            project(h, layer, l, pass, c, n);
+            let queries = n * h.head_count * h.key_length;
+            if project(h, layer, l, pass, c, n)
+                && let (Some(slot), Some(recall)) = (memory_slot(h, l), c.recall.as_deref_mut())
+            {
+                recall.note(h, slot, &c.scratch.q_raw[..queries]);
+            }
             break;
         }
         if let Err(e) = attention_block(h, layer, l, pass, c, n) {

@@ -17,9 +17,10 @@ use crate::error::Result;
 use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::Rotary;
-use crate::kernels::vector::{dot, exp};
+use crate::kernels::vector::exp;
 use crate::memory::Memory;
 use crate::threads::Pass;
+use simsimd::SpatialSimilarity;
 
 /// A block of one of the attached memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +36,7 @@ pub struct Recall {
     /// Blocks that may come back.
     blocks_max: usize,
     layers: Vec<Layer>,
+    sinks_max: usize,
     sinks: Sinks,
     /// In text order, with each block's share of the votes.
     chosen: Vec<(BlockAddress, f32)>,
@@ -66,18 +68,19 @@ struct Layer {
 
 /// Encoding of the retrieved blocks' copy.
 const CODEC: Codec = Codec::F16;
-/// Tokens kept as attention sinks.
-pub const SINK_TOKENS: usize = 16;
+/// Tokens kept as attention sinks, where the context has room for them.
+const SINK_TOKENS_MAX: usize = 16;
 /// Tokens of a batch that vote: its last ones.
 const VOTING_TOKENS: usize = 16;
 /// Blocks whose every key is looked at: half of them proposed by the mean keys, half by shared words.
 const CANDIDATES: usize = 512;
 
 impl Recall {
-    /// For `slots` stored layers, bringing back at most `blocks_max` blocks.
-    pub fn new(slots: usize, blocks_max: usize) -> Recall {
+    /// For `slots` stored layers and a context of so many tokens, bringing back at most `blocks_max` blocks.
+    pub fn new(slots: usize, context: usize, blocks_max: usize) -> Recall {
         Recall {
             blocks_max,
+            sinks_max: SINK_TOKENS_MAX.min(context / 8),
             layers: (0..slots).map(|_| Layer::default()).collect(),
             sinks: Sinks::default(),
             chosen: Vec::new(),
@@ -86,26 +89,38 @@ impl Recall {
         }
     }
 
-    /// Most tokens that the sinks and retrieved blocks can take.
+    /// Most tokens that the sinks and retrieved blocks (a memory's first one among them) can take.
     pub fn tokens_max(&self) -> usize {
-        SINK_TOKENS + self.blocks_max * super::MEMORY_BLOCK_TOKENS as usize
+        let blocks = if self.blocks_max == 0 { 0 } else { self.blocks_max + 1 };
+        self.sinks_max + blocks * super::MEMORY_BLOCK_TOKENS as usize
     }
 
     /// Forgets what was chosen and the sinks.
     pub fn clear(&mut self) {
-        *self = Recall::new(self.layers.len(), self.blocks_max);
+        self.forget_choice();
+        self.sinks = Sinks::default();
     }
 
-    /// True if the first tokens of the text were kept already.
-    pub fn has_sinks(&self) -> bool {
-        self.sinks.tokens > 0
+    /// Forgets what was chosen: the memories are others now.
+    pub fn forget_choice(&mut self) {
+        self.chosen.clear();
+        self.choice += 1;
     }
 
-    /// Keeps the first tokens of the text; called once, for each slot in order, before they leave the window.
-    pub fn keep_sinks(&mut self, tokens: usize, keys: Vec<f32>, values: Vec<f32>) {
-        self.sinks.tokens = tokens;
-        self.sinks.keys.push(keys);
-        self.sinks.values.push(values);
+    /// Tokens of the text's beginning that are still to be kept when they leave the window.
+    pub fn sinks_wanted(&self) -> usize {
+        self.sinks_max - self.sinks.tokens
+    }
+
+    /// Keeps `tokens` more of the text's first tokens: unrotated keys and values of each stored layer, in order.
+    pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])>) {
+        self.sinks.keys.resize(self.layers.len(), Vec::new());
+        self.sinks.values.resize(self.layers.len(), Vec::new());
+        for (slot, (keys, values)) in layers.enumerate() {
+            self.sinks.keys[slot].extend_from_slice(keys);
+            self.sinks.values[slot].extend_from_slice(values);
+        }
+        self.sinks.tokens += tokens;
         self.choice += 1;
     }
 
@@ -124,6 +139,16 @@ impl Recall {
         self.layers.iter().map(|l| l.keys.capacity() + l.values.capacity() + l.queries.capacity() * 4).sum()
     }
 
+    /// In a survey: keeps the unrotated `queries`, `(tokens, heads, key_length)`, of the batch's last tokens, for the vote.
+    pub fn note(&mut self, h: &Hparams, slot: usize, queries: &[f32]) {
+        if self.surveying {
+            let row = h.head_count * h.key_length;
+            let noted = &mut self.layers[slot].queries;
+            noted.clear();
+            noted.extend_from_slice(&queries[queries.len().saturating_sub(VOTING_TOKENS * row)..]);
+        }
+    }
+
     /// Readies layer `slot` for a batch with the unrotated `queries`, `(tokens, heads, key_length)`; `base` is the position of
     /// the first local token.
     #[allow(clippy::too_many_arguments)]
@@ -137,13 +162,8 @@ impl Recall {
         base: i64,
         bytes_read: &mut u64,
     ) -> Result<()> {
+        self.note(h, slot, queries);
         let layer = &mut self.layers[slot];
-        if self.surveying {
-            let row = h.head_count * h.key_length;
-            let voting = &queries[queries.len().saturating_sub(VOTING_TOKENS * row)..];
-            layer.queries.clear();
-            layer.queries.extend_from_slice(voting);
-        }
         if layer.placed != (self.choice, base) {
             place(h, slot, memories, layer, &self.sinks, &self.chosen, rotary, base, bytes_read)?;
             layer.placed = (self.choice, base);
@@ -179,12 +199,19 @@ impl Recall {
             candidates.sort_unstable();
             candidates.dedup();
         }
+        // The first block of a text draws attention whatever is asked (it is the sink): it has no vote to win.
+        let firsts: Vec<usize> = blocks.iter().scan(0, |start, n| Some(std::mem::replace(start, *start + n))).collect();
+        candidates.retain(|c| firsts.binary_search(c).is_err());
         let all = addresses(&blocks, &candidates);
         let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &all, queries))?;
         let geometry = memories.first().map(|m| m.geometry());
         let key_bytes = geometry.map_or(0, |g| g.codec.bytes() * (g.block_tokens * g.head_count_kv * g.key_length) as usize);
         *bytes_read += (key_bytes * candidates.len() * self.layers.len()) as u64;
         self.chosen = with_what_follows(&blocks, &candidates, &votes, self.blocks_max);
+        // It comes back all the same, as the sink that the chosen blocks were computed with, unless this text has its own.
+        if self.blocks_max > 0 && self.sinks.tokens == 0 && blocks.first().is_some_and(|n| *n > 0) {
+            self.chosen.insert(0, (BlockAddress { memory: 0, block: 0 }, 0.0));
+        }
         self.choice += 1;
         Ok(())
     }
@@ -247,6 +274,11 @@ fn best_key_logits(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[Blo
         }
     }
     Ok(logits)
+}
+
+/// The inner product, by the widest instructions that the scoring library finds on this machine.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    <f32 as SpatialSimilarity>::dot(a, b).unwrap_or(0.0) as f32
 }
 
 fn softmax(row: &mut [f32]) {

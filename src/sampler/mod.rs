@@ -168,6 +168,13 @@ impl Sampler {
         self.history.clear();
     }
 
+    /// The text is `tokens` now, shorter than before: penalties look back at its end. The generator goes on as it was.
+    pub fn rewind(&mut self, tokens: &[u32]) {
+        self.history.clear();
+        let last = tokens.len().saturating_sub(self.options.penalty_last_n as usize);
+        tokens[last..].iter().for_each(|t| self.history.push(*t));
+    }
+
     fn run(&mut self, row: &[f32]) -> Result<()> {
         let o = &self.options;
         if row.is_empty() {

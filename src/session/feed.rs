@@ -61,17 +61,14 @@ impl Session {
         };
         self.counters.prefill_tokens += (self.len() - before) as u64;
         self.counters.prefill_seconds += start.elapsed().as_secs_f64();
-        self.counters.prompt_seconds = start.elapsed().as_secs_f64();
+        if !tokens.is_empty() {
+            self.counters.prompt_seconds = start.elapsed().as_secs_f64();
+        }
         tokens[..self.len() - before].iter().for_each(|t| self.sampler.accept(*t));
         if matches!(result, Err(Error::Cancelled)) {
             self.cancel.clear();
         }
         result
-    }
-
-    /// Seconds that the last prefill took.
-    pub(super) fn prompt_seconds(&self) -> f64 {
-        self.counters.prompt_seconds
     }
 
     pub(super) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
@@ -116,14 +113,19 @@ impl Session {
             // A last window may have been longer than that; what follows it goes by the model's length.
             return fot.window_length.min(capacity);
         }
-        if self.model.hparams().fot.is_none() && self.overflows() { capacity - self.recall.tokens_max() } else { capacity }
+        if self.model.hparams().fot.is_none() && self.overflows() {
+            capacity.saturating_sub(self.recall.tokens_max()).max(1)
+        } else {
+            capacity
+        }
     }
 
     fn feed_batch(&mut self, tokens: &[u32], done: usize, n: usize, outputs: &mut Outputs<'_>) -> Result<()> {
         let memories: Vec<_> = self.attached.iter().chain(&self.overflow).cloned().collect();
         let is_last = done + n == tokens.len();
         let tokens = &tokens[done..done + n];
-        if n > 1 && !memories.is_empty() && self.model.hparams().fot.is_none() {
+        // A token of the answer reads what its prompt has chosen.
+        if !self.decoding && !memories.is_empty() && self.model.hparams().fot.is_none() {
             self.survey(tokens, &memories)?;
         }
         match outputs {

@@ -149,7 +149,8 @@ impl Session {
             piece.alternatives = sampler::top_log_probabilities(logits, n)?.into_iter().map(|(t, p)| (t, p as f32)).collect();
         }
         if g.produced == 0 {
-            self.counters.first_token_seconds = g.started.elapsed().as_secs_f64() + self.prompt_seconds();
+            let prompt = std::mem::take(&mut self.counters.prompt_seconds);
+            self.counters.first_token_seconds = g.started.elapsed().as_secs_f64() + prompt;
         }
         g.produced += 1;
         if self.model.tokenizer().is_end_of_generation(token) && !g.options.ignore_eos {
@@ -189,7 +190,9 @@ impl Session {
         self.pending = false;
         let start = Instant::now();
         let nothing: Progress<'_> = &mut |_, _| ControlFlow::Continue(());
+        self.decoding = true;
         let result = self.feed(&[token], &mut crate::model::forward::Outputs::Last, nothing);
+        self.decoding = false;
         match result {
             Ok(()) => {
                 self.counters.decode_tokens += 1;

@@ -34,7 +34,7 @@ pub enum Overflow {
     DumpAll,
     /// The oldest entries leave in blocks of this many tokens; what is being read is not cut. The default (W / 4).
     Slide {
-        /// Tokens that leave at once.
+        /// Tokens that leave at once; 0 takes a quarter of the window.
         block: usize,
     },
 }
@@ -133,6 +133,8 @@ pub struct Session {
     /// The last of `tokens` was sampled and is not computed yet.
     pending: bool,
     has_logits: bool,
+    /// The token being computed is one of the answer.
+    decoding: bool,
     sampler: Sampler,
     generation: Option<Generation>,
     cancel: CancelHandle,
@@ -162,7 +164,7 @@ impl Session {
         });
         let window = Window::new(shapes.collect(), options.kv_codec, context);
         let rotary = RotarySet::new(h, &model.weights().rope_factors, options.rope.as_ref().unwrap_or(&RopeOverride::default()), context)?;
-        let recall = Recall::new(forward::memory_layers(h).count(), retrieved_blocks(&options, context));
+        let recall = Recall::new(forward::memory_layers(h).count(), context, retrieved_blocks(&options, context));
         Ok(Session {
             team: Team::new(threads)?,
             rotary,
@@ -175,6 +177,7 @@ impl Session {
             tokens: Vec::new(),
             pending: false,
             has_logits: false,
+            decoding: false,
             generation: None,
             cancel: CancelHandle::default(),
             counters: Counters::default(),
@@ -245,6 +248,7 @@ impl Session {
         }
         self.window.truncate(len - gone);
         self.tokens.truncate(len);
+        self.sampler.rewind(&self.tokens);
         self.pending = false;
         self.has_logits = false;
         self.generation = None;
@@ -284,7 +288,8 @@ impl Session {
 fn retrieved_blocks(options: &SessionOptions, context: usize) -> usize {
     let block = crate::model::MEMORY_BLOCK_TOKENS as usize;
     let fits = context / 4 / block;
-    if options.retrieved_blocks == 0 { fits.min(RETRIEVED_BLOCKS_DEFAULT) } else { options.retrieved_blocks.min(context / 2 / block) }
+    let most = (context / 2 / block).saturating_sub(1);
+    if options.retrieved_blocks == 0 { fits.min(RETRIEVED_BLOCKS_DEFAULT).min(most) } else { options.retrieved_blocks.min(most) }
 }
 
 fn check(o: &SessionOptions, trained: usize) -> Result<()> {
@@ -301,9 +306,6 @@ fn check(o: &SessionOptions, trained: usize) -> Result<()> {
         if !(min..=max).contains(&value) {
             return Err(Error::argument(name, format!("{min} to {max}"), value));
         }
-    }
-    if let Some(Overflow::Slide { block: 0 }) = o.overflow {
-        return Err(Error::argument("overflow block", "1 or more", 0));
     }
     Ok(())
 }

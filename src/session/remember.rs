@@ -6,7 +6,6 @@ use crate::kernels::rotary::Rotary;
 use crate::memory::{LayerKv, Memory, Source};
 use crate::model::Model;
 use crate::model::forward::{Outputs, memory_layers};
-use crate::model::recall::SINK_TOKENS;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A memory that several sessions of a process may hold; reads share it, writes exclude.
@@ -29,6 +28,9 @@ pub struct Passage {
 
 /// Tokens of local context while a document is read into memory by an ordinary model.
 const READING_WINDOW: usize = 2048;
+
+/// Tokens of a document that are appended to a file between two commits: bounds the RAM they take meanwhile.
+const TOKENS_BETWEEN_COMMITS: u64 = 4096;
 
 /// A memory for reading. A writer that panicked cannot have left a half-published state: blocks are published whole.
 pub(super) fn read(memory: &SharedMemory) -> RwLockReadGuard<'_, Memory> {
@@ -58,13 +60,14 @@ impl Session {
     pub fn attach_memory(&mut self, memory: SharedMemory) -> Result<usize> {
         self.check_memory(&read(&memory))?;
         self.attached.push(memory);
+        self.recall.forget_choice();
         Ok(self.attached.len() - 1)
     }
 
     /// Detaches all attached memories.
     pub fn detach_memories(&mut self) {
         self.attached.clear();
-        self.recall.clear();
+        self.recall.forget_choice();
     }
 
     fn check_memory(&self, memory: &Memory) -> Result<()> {
@@ -74,7 +77,6 @@ impl Session {
         }
         let (mut ours, theirs) = (self.model.memory_geometry(), memory.geometry());
         ours.codec = theirs.codec;
-        ours.block_tokens = theirs.block_tokens;
         if ours != *theirs {
             return Err(Error::mismatch("the shape of the memory", format!("{ours:?}"), format!("{theirs:?}")));
         }
@@ -131,15 +133,11 @@ impl Session {
         let tokens = &self.tokens[oldest..oldest + n];
         let source = reading.map(|r| r.source(&self.model, tokens));
         write(memory).append(tokens, source, &layers)?;
-        if self.model.hparams().fot.is_none() && !self.recall.has_sinks() {
+        let sinks = self.recall.sinks_wanted().min(n);
+        if self.model.hparams().fot.is_none() && sinks > 0 {
             let h = self.model.hparams();
-            let tokens = n.min(SINK_TOKENS);
             let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
-            for (mut keys, mut values) in raw {
-                keys.truncate(tokens * key_row);
-                values.truncate(tokens * value_row);
-                self.recall.keep_sinks(tokens, keys, values);
-            }
+            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])));
         }
         self.window.evict(n);
         Ok(())
@@ -163,7 +161,8 @@ impl Session {
     }
 
     /// Reads `tokens` into `memory`: the keys and values of every token are appended. The session's own context is reset
-    /// before and after; attached memories are not consulted. Not yet durable: commit the memory.
+    /// before and after; attached memories are not consulted. A memory on a file is committed every few thousand tokens, so
+    /// that a document of any size takes little RAM; what follows the last of these commits is durable with the next one.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `progress` or a cancel handle said so: what was appended stays, and the memory's length tells
@@ -181,7 +180,10 @@ impl Session {
 
     fn read_into(&mut self, memory: &SharedMemory, tokens: &[u32], source: Option<&str>, progress: Progress<'_>) -> Result<()> {
         let is_fot = self.model.hparams().fot.is_some();
-        let window = if is_fot { self.window.capacity() } else { self.window.capacity().min(READING_WINDOW) };
+        let window = match &self.model.hparams().fot {
+            Some(fot) => fot.window_length.min(self.window.capacity()),
+            None => self.window.capacity().min(READING_WINDOW),
+        };
         // A Focused Transformer was trained on whole windows; what an ordinary model reads keeps its recent context.
         let leaving = if is_fot { window } else { (window / 4).max(1) };
         // FoT windows read the memory made so far (its keys hold what their tokens read there).
@@ -191,6 +193,7 @@ impl Session {
         while done < tokens.len() {
             if self.window.len() >= window {
                 self.evict_into(memory, leaving, reading.as_mut())?;
+                commit_if_large(memory)?;
             }
             let n = self.options.batch.min(tokens.len() - done).min(window - self.window.len());
             let start = std::time::Instant::now();
@@ -242,8 +245,19 @@ impl Session {
     /// How a full window makes room.
     pub(super) fn overflow_rule(&self) -> Overflow {
         let quarter = (self.window.capacity() / 4).max(1);
-        self.options.overflow.unwrap_or(Overflow::Slide { block: quarter })
+        match self.options.overflow {
+            None | Some(Overflow::Slide { block: 0 }) => Overflow::Slide { block: quarter },
+            Some(rule) => rule,
+        }
     }
+}
+
+fn commit_if_large(memory: &SharedMemory) -> Result<()> {
+    let mut memory = write(memory);
+    if memory.is_on_file() && memory.len() - memory.committed_len() >= TOKENS_BETWEEN_COMMITS {
+        memory.commit()?;
+    }
+    Ok(())
 }
 
 /// A document on its way into a memory.

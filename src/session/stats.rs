@@ -26,7 +26,7 @@ pub struct SessionStats {
     pub memory_tokens: u64,
     /// Bytes of the model and of memories that are mapped files (the system may reclaim them).
     pub mapped_bytes: u64,
-    /// Bytes of the local window and of scratch (anonymous memory).
+    /// Bytes of the local window, of scratch, and of what memories hold in RAM (anonymous memory).
     pub anonymous_bytes: u64,
     /// Bytes of this process in RAM now, as the system counts them; 0 where it does not say.
     pub resident_bytes: u64,
@@ -44,7 +44,7 @@ pub(super) struct Counters {
     pub decode_seconds: f64,
     pub reused_tokens: u64,
     pub memory_bytes_read: u64,
-    /// Of the last prefill.
+    /// Of the last prefill, until the first token after it.
     pub prompt_seconds: f64,
 }
 
@@ -67,7 +67,8 @@ impl Session {
             local_tokens: self.window.len() as u64,
             memory_tokens: self.memory_len(),
             mapped_bytes: mapped + memory_sum(&|m| m.stats().mapped_bytes),
-            anonymous_bytes: (self.window.bytes() + self.scratch.bytes() + self.recall.bytes()) as u64,
+            anonymous_bytes: (self.window.bytes() + self.scratch.bytes() + self.recall.bytes()) as u64
+                + memory_sum(&|m| m.stats().ram_bytes),
             resident_bytes: resident_bytes(),
             memory_bytes_read: c.memory_bytes_read,
         }

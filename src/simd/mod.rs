@@ -511,9 +511,10 @@ mod tests {
             for first in (0..=u16::MAX).step_by(S::LANES) {
                 let halves: Vec<u8> = (0..S::LANES as u16).flat_map(|i| (first + i).to_le_bytes()).collect();
                 let got = s.to_array(s.load_f16(&halves));
-                for r in 0..S::LANES {
-                    let want = half::f16::from_bits(first + r as u16).to_f32();
-                    assert!(got[r].to_bits() == want.to_bits() || (got[r].is_nan() && want.is_nan()), "half {:x}", first + r as u16);
+                for (i, got) in got.iter().enumerate().take(S::LANES) {
+                    let bits = first + i as u16;
+                    let want = half::f16::from_bits(bits).to_f32();
+                    assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "half {bits:x}");
                 }
             }
             let f: Vec<f32> = (0..S::LANES).map(|i| i as f32 * 7.5 - 44.0).collect();
