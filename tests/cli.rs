@@ -77,6 +77,9 @@ fn usage_errors_end_with_2() {
     fails(2, &["--no-such-option"], &["run", "--no-such-option"]);
     fails(2, &["temperature"], &["run", "--model", &tiny, "--temp", "-1", "hello"]);
     fails(2, &["top_p"], &["run", "--model", &tiny, "--top-p", "1.5", "hello"]);
+    for how in ["slide=", "slide=0", "slide=x", "dump=", "drop"] {
+        fails(2, &["--overflow", how], &["run", "--model", &tiny, "--overflow", how, "hello"]);
+    }
     fails(2, &["--kv", "f32"], &["run", "--model", &tiny, "--kv", "q9", "hello"]);
     fails(2, &["prompt"], &["run", "--model", &tiny]);
     fails(2, &["99999999"], &["logits", "--model", &tiny, "--ids", "99999999", "--out", "-"]);
@@ -143,7 +146,22 @@ fn inspect_lists_what_the_file_holds() {
     assert_eq!(seen["tensor_count"], tensors.len());
     let embedding = tensors.iter().find(|t| t["name"] == "token_embd.weight").expect("token_embd.weight");
     assert_eq!(embedding["dims"], serde_json::json!([n_embd, n_vocab]));
-    assert!(text(&["inspect", &dir.tiny()]).contains("general.architecture (string) = \"llama\""));
+
+    // The list is there without being asked for; long arrays are cut unless asked for.
+    for options in [&["inspect", "--json"][..], &["inspect", "--json", "--no-tensors"]] {
+        assert_eq!(json(&[options, &[&dir.tiny()]].concat())["tensors"], seen["tensors"]);
+    }
+    let tokens = |seen: &Value| seen["metadata"]["tokenizer.ggml.tokens"]["value"].clone();
+    assert_eq!(tokens(&seen)["len"], n_vocab);
+    assert_eq!(tokens(&json(&["inspect", "--json", "--full", &dir.tiny()])).as_array().map(Vec::len), Some(n_vocab));
+    let lines = text(&["inspect", &dir.tiny()]);
+    assert!(lines.contains("general.architecture (string) = \"llama\""), "{lines}");
+    for t in tensors {
+        let name = t["name"].as_str().expect("name");
+        assert!(lines.lines().any(|line| line.starts_with(&format!("{name} "))), "{name} is not listed: {lines}");
+    }
+    let short = text(&["inspect", "--no-tensors", &dir.tiny()]);
+    assert!(lines.starts_with(&short) && !short.contains("token_embd.weight"), "{short}");
 }
 
 #[test]
@@ -239,6 +257,11 @@ fn run_completes_and_says_why_it_ended() {
     assert!(!stopped["text"].as_str().expect("text").contains('4'));
     let plain = text(&["run", "--model", &model, "--temp", "0", "-n", "5", "Count: 1, 2,"]);
     assert!(plain.starts_with(" 3"), "{plain:?}");
+    // Sliding by its default goes on where a window that may not overflow ends with an error.
+    let long = "one two three four ".repeat(40);
+    let small = ["run", "--model", &model, "--temp", "0", "-n", "2", "--ctx", "128", &long];
+    fails(1, &["128"], &small);
+    assert!(!text(&[&small[..], &["--overflow", "slide"]].concat()).is_empty());
     let seeded = |seed: &str| text(&["run", "--model", &model, "--seed", seed, "-n", "12", "Once upon a time"]);
     assert_eq!(seeded("1"), seeded("1"));
 }
@@ -289,6 +312,15 @@ fn what_one_process_remembers_another_one_recalls() {
         assert_eq!(seen["stats"]["memory_tokens"], tokens);
     }
 
+    // The model reads all of its memory, so there are no passages to name.
+    let question = queries[0]["q"].as_str().expect("q");
+    let options = ["recall", "--raw", question, "--memory", &memory, "--model", &model, "--temp", "0", "-n", "4"];
+    let lines = text(&options);
+    assert!(lines.contains(&format!("all {tokens} tokens of {memory} were read\n  {source}, tokens 0..{tokens}\n")), "{lines}");
+    let whole = &json(&[&options[..], &["--json"]].concat())["read_whole"];
+    assert_eq!(whole[0]["tokens"], tokens);
+    assert_eq!(whole[0]["sources"][0]["label"], source);
+
     // A second text is appended; the first stays.
     let more = dir.write("more.txt", "zzzz=1234;");
     let stored = json(&["remember", &more, "--memory", &memory, "--model", &model, "--json"]);
@@ -304,6 +336,29 @@ fn what_one_process_remembers_another_one_recalls() {
     fails(1, &["mismatch"], &["recall", "--raw", "x", "--memory", &memory, "--model", &tiny]);
     damage(Path::new(&memory));
     fails(1, &["dict.lmem"], &["memory", "verify", &memory]);
+}
+
+/// A question longer than the window leaves it in part, and its first part is read back like any other memory.
+#[test]
+fn recall_names_what_left_its_own_window() {
+    let dir = Dir::new();
+    let (model, memory) = (utf8(common::smollm2()), dir.path("note.lmem"));
+    let note = dir.write("note.txt", "The blue safe opens with 6944. Nobody else knows.\n");
+    stdout(&["remember", &note, "--memory", &memory, "--model", &model]);
+    let counts: String = (0..30).map(|day| format!("On day {day} the keeper counted {} ships. ", day * 7 % 31)).collect();
+    let question = format!("{counts}How many ships came on day 5?");
+    let options =
+        ["recall", "--raw", &question, "--memory", &memory, "--model", &model, "--temp", "0", "-n", "2", "--ctx", "256", "--passages", "9"];
+    let seen = json(&[&options[..], &["--json"]].concat());
+    let passages = seen["passages"].as_array().expect("passages");
+    let own: Vec<&Value> = passages.iter().filter(|p| p["memory"] == "this conversation").collect();
+    assert!(!own.is_empty(), "nothing that left the window was read: {seen}");
+    for p in own {
+        let text = p["text"].as_str().expect("text");
+        assert!(!text.is_empty() && counts.contains(text), "{text:?} is not from the question");
+    }
+    assert!(passages.iter().all(|p| p["memory"] == "this conversation" || p["memory"] == memory), "{seen}");
+    assert!(text(&options).contains("\n  this conversation, tokens "), "{seen}");
 }
 
 /// Flips a bit in the middle of a file.

@@ -41,7 +41,7 @@ pub struct SessionArgs {
     /// Encoding of the local keys and values: f32, f16 or bf16
     #[arg(long, value_name = "CODEC", default_value = "f16", value_parser = codec)]
     pub kv: Codec,
-    /// When the window is full: `slide` (oldest leave), `slide=BLOCK`, or `dump` (all leave)
+    /// When the window is full: `slide` (the oldest quarter leaves), `slide=BLOCK` (BLOCK tokens), or `dump` (all leave)
     #[arg(long, value_name = "HOW", value_parser = overflow)]
     pub overflow: Option<Overflow>,
     /// Focused Transformer with `--overflow dump`: tokens of a prompt that stay local; 0 takes the file's
@@ -79,13 +79,15 @@ fn codec(name: &str) -> Result<Codec, String> {
 }
 
 fn overflow(text: &str) -> Result<Overflow, String> {
-    match text.split_once('=').unwrap_or((text, "")) {
-        ("dump", "") => Ok(Overflow::DumpAll),
-        ("slide", block) if !block.is_empty() => {
+    match (text, text.strip_prefix("slide=")) {
+        ("dump", _) => Ok(Overflow::DumpAll),
+        // Block 0 leaves the size to the session: a quarter of the window.
+        ("slide", _) => Ok(Overflow::Slide { block: 0 }),
+        (_, Some(block)) => {
             let block = block.parse().ok().filter(|&b| b > 0).ok_or("the block must be a positive number")?;
             Ok(Overflow::Slide { block })
         }
-        _ => Err("expected dump or slide=BLOCK".into()),
+        _ => Err("expected slide, slide=BLOCK or dump".into()),
     }
 }
 

@@ -20,10 +20,13 @@ pub struct Inspect {
     /// One JSON object
     #[arg(long)]
     json: bool,
-    /// List the tensors
-    #[arg(long)]
+    /// List the tensors (what happens anyway)
+    #[arg(long, hide = true)]
     tensors: bool,
-    /// Whole arrays and strings
+    /// Leave the list of tensors out; JSON has it always
+    #[arg(long, conflicts_with = "tensors")]
+    no_tensors: bool,
+    /// Whole arrays, and whole strings for people (JSON has those always)
     #[arg(long)]
     full: bool,
 }
@@ -53,7 +56,7 @@ impl Inspect {
         for (ty, (count, bytes)) in by_type(&gguf) {
             text += &format!("{ty}: {count} tensors, {}\n", output::bytes(bytes));
         }
-        if self.tensors {
+        if !self.no_tensors {
             text += "\n";
             for t in gguf.tensors() {
                 let dims: Vec<String> = t.dims.iter().map(u64::to_string).collect();
@@ -71,27 +74,28 @@ impl Inspect {
             .collect();
         let types: serde_json::Map<String, Json> =
             by_type(gguf).into_iter().map(|(ty, (count, bytes))| (ty.into(), json!({"tensors": count, "bytes": bytes}))).collect();
-        let mut object = json!({
+        let tensors: Vec<Json> = gguf
+            .tensors()
+            .iter()
+            .map(|t| {
+                json!({
+                    "name": t.name, "type": t.ty.name(), "dims": t.dims, "offset": t.range.start, "bytes": t.range.len(),
+                    "supported": loci::quant::is_supported(t.ty),
+                })
+            })
+            .collect();
+        json!({
             "file": self.file.display().to_string(),
             "version": gguf.version(),
             "alignment": gguf.alignment(),
             "data_offset": gguf.data_offset(),
             "file_bytes": gguf.map().len(),
-            "tensor_count": gguf.tensors().len(),
+            "tensor_count": tensors.len(),
             "parameters": gguf.tensors().iter().map(TensorInfo::elements).sum::<u64>(),
             "types": types,
             "metadata": metadata,
-        });
-        if self.tensors {
-            let tensors = gguf.tensors().iter().map(|t| {
-                json!({
-                    "name": t.name, "type": t.ty.name(), "dims": t.dims, "offset": t.range.start, "bytes": t.range.len(),
-                    "supported": loci::quant::is_supported(t.ty),
-                })
-            });
-            object["tensors"] = tensors.collect();
-        }
-        object
+            "tensors": tensors,
+        })
     }
 
     fn for_people(&self, value: &Value, shown: usize) -> String {

@@ -4,7 +4,7 @@ use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt, run};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
-use loci::memory::{Geometry, Memory};
+use loci::memory::{Geometry, Memory, SourceSpan};
 use loci::model::Model;
 use loci::session::{Finish, Passage, Session, SessionOptions, SharedMemory};
 use serde_json::{Value, json};
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const COMMIT_EVERY: Duration = Duration::from_secs(10);
 /// Tokens of a stored passage that are shown.
 const SNIPPET_TOKENS: u64 = 32;
+/// What the memory of the session itself is called, where what left its window goes.
+const THIS_CONVERSATION: &str = "this conversation";
 
 /// Read files into a memory on disk, creating or extending it
 ///
@@ -205,20 +207,23 @@ impl Recall {
         let mut answer = run::generate(&mut session, self.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
         answer.text.insert_str(0, &self.begin);
         let passages: Vec<Passage> = session.passages().into_iter().take(self.passages).collect();
-        let texts = passages.iter().map(|p| snippet(&model, &memories, p)).collect::<Result<Vec<_>, _>>()?;
+        let texts = passages.iter().map(|p| snippet(&session, &memories, p)).collect::<Result<Vec<_>, _>>()?;
+        let whole = self.read_whole(&session, &memories)?;
         if json {
             let read: Vec<Value> = passages
                 .iter()
                 .zip(&texts)
                 .map(|(p, text)| {
                     json!({
-                        "memory": self.memory[p.memory].display().to_string(), "source": p.source, "first_token": p.first_token,
+                        "memory": self.name(p.memory), "source": p.source, "first_token": p.first_token,
                         "tokens": p.len, "score": p.score, "text": text,
                     })
                 })
                 .collect();
+            let whole: Vec<Value> = whole.iter().map(Whole::json).collect();
             let object = json!({
-                "answer": answer.text, "finish": run::finish_name(answer.finish), "passages": read, "stats": run::stats_json(&session.stats()),
+                "answer": answer.text, "finish": run::finish_name(answer.finish), "passages": read, "read_whole": whole,
+                "stats": run::stats_json(&session.stats()),
             });
             output::print_line(&object.to_string())?;
         } else {
@@ -227,9 +232,13 @@ impl Recall {
                 output::print_line("read from memory:")?;
             }
             for (p, text) in passages.iter().zip(&texts) {
-                let source = p.source.as_deref().unwrap_or("(no source)");
+                let here = if p.memory < memories.len() { "(no source)" } else { THIS_CONVERSATION };
+                let source = p.source.as_deref().unwrap_or(here);
                 let span = format!("{}..{}", p.first_token, p.first_token + p.len);
                 output::print_line(&format!("  {source}, tokens {span}, {:.3}: {:?}", p.score, text.trim()))?;
+            }
+            for memory in &whole {
+                output::print(&memory.lines())?;
             }
         }
         if self.stats {
@@ -239,12 +248,81 @@ impl Recall {
     }
 }
 
-/// The beginning of a passage, from the token ids that the memory keeps.
-fn snippet(model: &Model, memories: &[SharedMemory], passage: &Passage) -> Result<String, Failure> {
-    let memory = memories[passage.memory].read().map_err(|_| poisoned())?;
+impl Recall {
+    /// What the memory of a passage is called: its file, or this conversation for what left the session's own window, which is
+    /// numbered after the attached ones.
+    fn name(&self, memory: usize) -> String {
+        self.memory.get(memory).map_or_else(|| THIS_CONVERSATION.into(), |path| path.display().to_string())
+    }
+
+    /// What a Focused Transformer has read: its memory layers attend to every memory as a whole, so there are no passages to
+    /// choose from. Empty for other models.
+    fn read_whole(&self, session: &Session, memories: &[SharedMemory]) -> Result<Vec<Whole>, Failure> {
+        if session.model().memory_layers().is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = (self.session.memory_top_k > 0).then_some(self.session.memory_top_k);
+        let all = memories.iter().chain(session.overflow_memory()).enumerate().map(|(i, memory)| {
+            let memory = memory.read().map_err(|_| poisoned())?;
+            Ok(Whole { name: self.name(i), tokens: memory.len(), keys, sources: sources(&memory)? })
+        });
+        all.collect()
+    }
+}
+
+/// A memory that was read as a whole.
+struct Whole {
+    name: String,
+    tokens: u64,
+    /// How many keys each query and head took, if not all.
+    keys: Option<usize>,
+    sources: Vec<SourceSpan>,
+}
+
+impl Whole {
+    fn json(&self) -> Value {
+        json!({"memory": self.name, "tokens": self.tokens, "keys_per_query": self.keys, "sources": sources_json(&self.sources)})
+    }
+
+    fn lines(&self) -> String {
+        let (name, tokens) = (&self.name, self.tokens);
+        let mut text = match self.keys {
+            None => format!("all {tokens} tokens of {name} were read\n"),
+            Some(keys) => format!("all {tokens} tokens of {name} were searched, each query and head read its {keys} best keys\n"),
+        };
+        for s in &self.sources {
+            text += &format!("  {}, tokens {}..{}\n", s.label, s.tokens.start, s.tokens.end);
+        }
+        text
+    }
+}
+
+/// The sources of a memory. A long text is committed in parts, each a span of its own, which are one again here.
+fn sources(memory: &Memory) -> Result<Vec<SourceSpan>, Failure> {
+    let mut out: Vec<SourceSpan> = Vec::new();
+    for s in memory.sources()? {
+        match out.last_mut() {
+            Some(last) if last.label == s.label && last.tokens.end == s.tokens.start && last.text.end == s.text.start => {
+                last.tokens.end = s.tokens.end;
+                last.text.end = s.text.end;
+            }
+            _ => out.push(s),
+        }
+    }
+    Ok(out)
+}
+
+fn sources_json(sources: &[SourceSpan]) -> Vec<Value> {
+    sources.iter().map(|s| json!({"label": s.label, "first_token": s.tokens.start, "tokens": s.tokens.end - s.tokens.start})).collect()
+}
+
+/// The beginning of a passage, from the token ids that its memory keeps.
+fn snippet(session: &Session, memories: &[SharedMemory], passage: &Passage) -> Result<String, Failure> {
+    let Some(memory) = memories.get(passage.memory).or(session.overflow_memory()) else { return Ok(String::new()) };
+    let memory = memory.read().map_err(|_| poisoned())?;
     let end = passage.first_token + passage.len.min(SNIPPET_TOKENS);
     let ids = memory.tokens(passage.first_token..end)?;
-    Ok(String::from_utf8_lossy(&model.tokenizer().decode(&ids, false)).into_owned())
+    Ok(String::from_utf8_lossy(&session.model().tokenizer().decode(&ids, false)).into_owned())
 }
 
 #[derive(Subcommand)]
@@ -276,18 +354,14 @@ impl MemoryVerb {
 impl MemoryFile {
     fn info(&self) -> Done {
         let memory = Memory::open_read_only(&self.file, None)?;
-        let (stats, shape, sources) = (memory.stats(), memory.geometry(), memory.sources()?);
+        let (stats, shape, sources) = (memory.stats(), memory.geometry(), sources(&memory)?);
         if self.json {
-            let sources: Vec<Value> = sources
-                .iter()
-                .map(|s| json!({"label": s.label, "first_token": s.tokens.start, "tokens": s.tokens.end - s.tokens.start}))
-                .collect();
             let object = json!({
                 "file": self.file.display().to_string(), "tokens": stats.tokens, "committed_tokens": stats.committed_tokens,
                 "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
                 "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
                 "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
-                "codec": codec_name(shape), "sources": sources,
+                "codec": codec_name(shape), "sources": sources_json(&sources),
             });
             return output::print_line(&object.to_string());
         }
