@@ -65,6 +65,12 @@ isa: build model ## The kernel tests at every instruction set that this machine 
 	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q --test kernels_agree --test quant_golden --test fot_golden --test model_exact || exit 1; done
 	@echo "passed at: $(LEVELS)"
 
+vocab-tests: ## The tokenizers against llama.cpp's vocabulary tests: VOCAB=llama.cpp/models, a directory of its source tree
+	@[ -n "$(VOCAB)" ] || { echo "VOCAB=DIR is missing: a directory with llama.cpp's ggml-vocab-*.gguf and their .inp and .out," \
+		"such as models/ of its source tree" >&2; exit 2; }
+	@tools/setup.sh cargo cc
+	LOCI_VOCAB_TESTS="$(abspath $(VOCAB))" cargo test --test tokenizers vocabulary_tests_of_llama_cpp_pass -- --ignored --nocapture
+
 header: ## Compile include/loci.h as every C and C++ standard the compilers here know
 	@tools/setup.sh cc c++
 	@tools/check_header.sh
@@ -87,4 +93,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint isa header install clean
+.PHONY: help build model test run-example bench lint isa vocab-tests header install clean
