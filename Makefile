@@ -61,6 +61,10 @@ lint: ## Formatting, clippy and documentation, warnings as errors
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
+prove: ## Prove at link time that the marked small functions and kernels cannot panic
+	@tools/setup.sh cargo cc
+	@tools/prove_no_panic.sh
+
 isa: build model ## The kernel tests at every instruction set that this machine has
 	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q --test kernels_agree --test quant_golden --test fot_golden --test model_exact || exit 1; done
 	@echo "passed at: $(LEVELS)"
@@ -93,4 +97,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint isa vocab-tests header install clean
+.PHONY: help build model test run-example bench lint prove isa vocab-tests header install clean

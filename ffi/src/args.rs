@@ -245,6 +245,7 @@ pub unsafe fn init<T: Versioned>(pointer: *mut T, size: usize, value: T) -> Outc
 
 /// # Safety
 /// `pointer` is good for writing `size` bytes.
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 unsafe fn fill<T: Versioned>(pointer: *mut T, size: usize, value: T) {
     let known = size.min(size_of::<T>());
     // SAFETY: the caller has `size` bytes there, and `known` are of `value`.

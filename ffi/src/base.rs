@@ -21,18 +21,21 @@ const VERSION_NUMBER: u32 = number(env!("CARGO_PKG_VERSION_MAJOR")) * 1_000_000
 
 /// See the header.
 #[unsafe(no_mangle)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub extern "C" fn loci_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
 /// See the header.
 #[unsafe(no_mangle)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub extern "C" fn loci_version_number() -> u32 {
     VERSION_NUMBER
 }
 
 /// See the header.
 #[unsafe(no_mangle)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub extern "C" fn loci_features() -> *const c_char {
     if cfg!(feature = "chat") { c"chat".as_ptr() } else { c"".as_ptr() }
 }
@@ -56,4 +59,12 @@ pub extern "C" fn loci_system_info() -> *const c_char {
             })
             .as_ptr())
     })
+}
+
+/// What `make prove` expects the linker to refuse.
+#[cfg(feature = "prove-no-panic-bad")]
+#[unsafe(no_mangle)]
+#[no_panic::no_panic]
+pub extern "C" fn loci_prove_that_proofs_can_fail(i: usize) -> u8 {
+    env!("CARGO_PKG_VERSION").as_bytes()[i]
 }

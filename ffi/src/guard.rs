@@ -69,6 +69,7 @@ pub fn callback<T>(call: impl FnOnce() -> T) -> T {
 }
 
 /// Whether this thread is inside a callback: then nothing may wait for a lock that the call around it holds.
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub fn in_callback() -> bool {
     CALLBACKS.try_with(Cell::get).unwrap_or(0) > 0
 }

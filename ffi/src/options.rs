@@ -15,10 +15,12 @@ use std::ptr::null;
 /// The negative number that stands for "as the file says".
 const FILE: f32 = -1.0;
 
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn default_model_options() -> loci_model_options {
     loci_model_options { struct_size: size_of::<loci_model_options>(), pre_tokenizer: null() }
 }
 
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn default_session_options() -> loci_session_options {
     let d = SessionOptions::default();
     loci_session_options {
@@ -48,6 +50,7 @@ fn default_session_options() -> loci_session_options {
     }
 }
 
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn default_sampler_options() -> loci_sampler_options {
     let d = SamplerOptions::default();
     loci_sampler_options {
@@ -68,6 +71,7 @@ fn default_sampler_options() -> loci_sampler_options {
     }
 }
 
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn default_generate_options() -> loci_generate_options {
     let d = GenerateOptions::default();
     loci_generate_options {
@@ -81,6 +85,7 @@ fn default_generate_options() -> loci_generate_options {
     }
 }
 
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn c_count(n: usize) -> u32 {
     n.try_into().unwrap_or(u32::MAX)
 }

@@ -120,12 +120,14 @@ fn name_in(table: &[(&'static CStr, i32)], value: i32) -> *const c_char {
 
 /// See the header.
 #[unsafe(no_mangle)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub extern "C" fn loci_status_name(status: i32) -> *const c_char {
     name_in(STATUSES, status)
 }
 
 /// See the header.
 #[unsafe(no_mangle)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub extern "C" fn loci_finish_name(finish: i32) -> *const c_char {
     name_in(FINISHES, finish)
 }

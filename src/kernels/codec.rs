@@ -33,6 +33,7 @@ impl Codec {
     }
 
     /// True if `x` is finite and stays so when it is stored.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
     pub fn holds(self, x: f32) -> bool {
         match self {
             Codec::F32 => x.is_finite(),
@@ -69,6 +70,7 @@ impl Codec {
     }
 
     /// The codec with this name.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
     pub fn from_name(name: &str) -> Option<Codec> {
         [Codec::F32, Codec::F16, Codec::Bf16].into_iter().find(|c| c.name() == name)
     }

@@ -435,6 +435,7 @@ fn multiply_single<S: Simd, C: Shape>(
 }
 
 #[inline(always)]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn half_sum<const W: usize>(x: &Panel<W>, w: usize, half: usize) -> f32 {
     x.scale[w] * -x.minus_half[w][half] as f32
 }

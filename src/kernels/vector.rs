@@ -32,6 +32,7 @@ pub fn add_scaled(acc: &mut [f32], w: f32, x: &[f32]) {
 
 /// `acc += x`
 #[inline]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub fn add(acc: &mut [f32], x: &[f32]) {
     for (a, x) in acc.iter_mut().zip(x) {
         *a += x;
@@ -77,6 +78,7 @@ pub(super) fn exp_vector<S: Simd>(s: S, x: S::F) -> S::F {
 }
 
 #[inline]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
     let mut n = LANES / 2;
     while n > 0 {
@@ -92,6 +94,7 @@ fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
 /// (Range reduction by ln 2 in two parts, then the degree-6 polynomial of Cody and Waite's scheme.)
 #[allow(clippy::excessive_precision)]
 #[inline]
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;

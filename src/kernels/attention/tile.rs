@@ -60,12 +60,14 @@ impl QueryTile<'_> {
     }
 
     /// True if top-k leaves anything out.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
     pub fn has_thresholds(&self) -> bool {
         let k = self.shape.memory_top_k;
         k > 0 && self.in_memory().map(|s| s.len).sum::<usize>() > k
     }
 
     /// Entries of the segment that a token sees.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
     fn visible(&self, segment: &KvSegment<'_>, token: usize) -> Range<usize> {
         match segment.visibility {
             Visibility::All => 0..segment.len,
@@ -78,6 +80,7 @@ impl QueryTile<'_> {
     }
 
     /// The union of what the tokens see: later ones see further, earlier ones begin sooner.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
     fn seen(&self, segment: &KvSegment<'_>) -> Range<usize> {
         self.visible(segment, 0).start..self.visible(segment, self.tokens - 1).end
     }
