@@ -9,7 +9,7 @@ use crate::registry::{self, Entry, Object};
 use crate::status::{Fail, Outcome};
 use crate::text;
 use crate::types::*;
-use engine::session::{CancelHandle, Passage, Session};
+use engine::session::{CancelHandle, Passage, Progress, Session};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::size_of;
 use std::ops::ControlFlow;
@@ -158,6 +158,46 @@ pub unsafe extern "C" fn loci_session_tokens(session: *mut loci_session, tokens:
     })
 }
 
+/// How tokens enter a session: after what is there, or as the whole text.
+type Feed = fn(&mut Session, &[u32], Progress<'_>) -> engine::Result<()>;
+
+/// # Safety
+/// Pointers as the header says for token lists and progress callbacks.
+unsafe fn feed_tokens(
+    feed: Feed,
+    session: *mut loci_session,
+    tokens: *const i32,
+    count: usize,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe {
+        let tokens = args::tokens(tokens, count)?;
+        with(session, |s| Ok(feed(&mut s.session, tokens, &mut progress(progress_fn, user))?))
+    })
+}
+
+/// # Safety
+/// Pointers as the header says for texts and progress callbacks.
+unsafe fn feed_text(
+    feed: Feed,
+    session: *mut loci_session,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    progress_fn: loci_progress_fn,
+    user: *mut c_void,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe {
+        with(session, |s| {
+            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
+            Ok(feed(&mut s.session, &tokens, &mut progress(progress_fn, user))?)
+        })
+    })
+}
+
 /// See the header.
 ///
 /// # Safety
@@ -171,10 +211,7 @@ pub unsafe extern "C" fn loci_session_prefill(
     user: *mut c_void,
 ) -> i32 {
     // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        let tokens = args::tokens(tokens, count)?;
-        with(session, |s| Ok(s.session.prefill(tokens, &mut progress(progress_fn, user))?))
-    })
+    unsafe { feed_tokens(Session::prefill, session, tokens, count, progress_fn, user) }
 }
 
 /// See the header.
@@ -191,12 +228,7 @@ pub unsafe extern "C" fn loci_session_prefill_text(
     user: *mut c_void,
 ) -> i32 {
     // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        with(session, |s| {
-            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
-            Ok(s.session.prefill(&tokens, &mut progress(progress_fn, user))?)
-        })
-    })
+    unsafe { feed_text(Session::prefill, session, text, text_len, flags, progress_fn, user) }
 }
 
 /// See the header.
@@ -212,10 +244,7 @@ pub unsafe extern "C" fn loci_session_prompt(
     user: *mut c_void,
 ) -> i32 {
     // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        let tokens = args::tokens(tokens, count)?;
-        with(session, |s| Ok(s.session.prefill_prompt(tokens, &mut progress(progress_fn, user))?))
-    })
+    unsafe { feed_tokens(Session::prefill_prompt, session, tokens, count, progress_fn, user) }
 }
 
 /// See the header.
@@ -232,12 +261,7 @@ pub unsafe extern "C" fn loci_session_prompt_text(
     user: *mut c_void,
 ) -> i32 {
     // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        with(session, |s| {
-            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
-            Ok(s.session.prefill_prompt(&tokens, &mut progress(progress_fn, user))?)
-        })
-    })
+    unsafe { feed_text(Session::prefill_prompt, session, text, text_len, flags, progress_fn, user) }
 }
 
 /// Logits after the last token. A generation leaves its last token chosen but not computed: then that is done first.

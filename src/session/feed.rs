@@ -1,10 +1,10 @@
 //! Feeding tokens: prefill in batches, the windows of a Focused Transformer, and what happens when the local window is full.
 
-use super::remember::read_all;
+use super::remember::Readers;
 use super::{Overflow, Progress, Session, SharedMemory};
 use crate::error::{Error, Result};
 use crate::model::forward::{Context, Outputs, forward};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 /// One call of the FoT reference (its `forward` with a whole input).
@@ -57,7 +57,7 @@ impl Session {
             let call = ReferenceCall { keep_local: true, last_context_length: self.options.last_context_length };
             self.reference_windows(tokens, call, outputs, progress)
         } else {
-            self.feed(tokens, outputs, progress)
+            self.feed(tokens, true, outputs, progress)
         };
         self.counters.prefill_tokens += (self.len() - before) as u64;
         self.counters.prefill_seconds += start.elapsed().as_secs_f64();
@@ -79,8 +79,9 @@ impl Session {
         }
     }
 
-    /// Appends `tokens` in batches; a full window makes room as the session's options say.
-    pub(super) fn feed(&mut self, tokens: &[u32], outputs: &mut Outputs<'_>, progress: Progress<'_>) -> Result<()> {
+    /// Appends `tokens` in batches; a full window makes room as the session's options say. With `survey`, each batch of an
+    /// ordinary model's text first chooses what comes back from memory.
+    pub(super) fn feed(&mut self, tokens: &[u32], survey: bool, outputs: &mut Outputs<'_>, progress: Progress<'_>) -> Result<()> {
         let capacity = self.window.capacity();
         if !self.overflows() && self.window.len() + tokens.len() > capacity {
             let asked = (self.window.len() + tokens.len()) as u64;
@@ -97,7 +98,7 @@ impl Session {
                 self.evict(n)?;
             }
             let n = self.options.batch.min(tokens.len() - done).min(room - self.window.len());
-            self.feed_batch(tokens, done, n, outputs)?;
+            self.feed_batch(tokens, done..done + n, survey, outputs)?;
             done += n;
             if progress(done, tokens.len()).is_break() && done < tokens.len() {
                 return Err(Error::Cancelled);
@@ -120,16 +121,15 @@ impl Session {
         }
     }
 
-    fn feed_batch(&mut self, tokens: &[u32], done: usize, n: usize, outputs: &mut Outputs<'_>) -> Result<()> {
-        let memories: Vec<_> = self.attached.iter().chain(&self.overflow).cloned().collect();
-        let is_last = done + n == tokens.len();
-        let tokens = &tokens[done..done + n];
-        // A token of the answer reads what its prompt has chosen.
-        if !self.decoding && !memories.is_empty() && self.model.hparams().fot.is_none() {
+    fn feed_batch(&mut self, tokens: &[u32], batch: Range<usize>, survey: bool, outputs: &mut Outputs<'_>) -> Result<()> {
+        let memories: Vec<_> = self.memories().cloned().collect();
+        let (start, is_last) = (batch.start, batch.end == tokens.len());
+        let tokens = &tokens[batch];
+        if survey && !memories.is_empty() && self.model.hparams().fot.is_none() {
             self.survey(tokens, &memories)?;
         }
         match outputs {
-            Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(done + i, logits)), &memories),
+            Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(start + i, logits)), &memories),
             Outputs::Last if is_last => self.compute(tokens, Outputs::Last, &memories),
             _ => self.compute(tokens, Outputs::None, &memories),
         }
@@ -144,16 +144,16 @@ impl Session {
         result?;
         self.window.truncate(window);
         self.tokens.truncate(text);
-        let (guards, own) = read_all(memories);
-        let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
+        let readers = Readers::lock(memories);
+        let memories = readers.list();
         let (h, read) = (self.model.hparams(), &mut self.counters.memory_bytes_read);
         self.team.pass(|pass| self.recall.choose(pass, h, &memories, tokens, read))
     }
 
     /// One forward pass, appended to the window.
     pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
-        let (guards, own) = read_all(memories);
-        let memories: Vec<&_> = own.iter().map(|i| &*guards[*i]).collect();
+        let readers = Readers::lock(memories);
+        let memories = readers.list();
         let is_fot = self.model.hparams().fot.is_some();
         let has_logits = matches!(outputs, Outputs::Last);
         let mut context = Context {
@@ -168,7 +168,6 @@ impl Session {
         };
         let (h, w) = (self.model.hparams(), self.model.weights());
         self.team.pass(|pass| forward(h, w, pass, &mut context, tokens, outputs))?;
-        drop(guards);
         self.has_logits = has_logits;
         self.tokens.extend_from_slice(tokens);
         Ok(())
@@ -218,7 +217,7 @@ impl Session {
     fn reference_window(
         &mut self,
         tokens: &[u32],
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         length: usize,
         keep_local: bool,
         outputs: &mut Outputs<'_>,
@@ -229,7 +228,8 @@ impl Session {
         let mut at = range.start;
         while at < range.end {
             let n = self.options.batch.min(range.end - at);
-            self.feed_batch(tokens, at, n, outputs)?;
+            // A Focused Transformer reads memory by its own rule.
+            self.feed_batch(tokens, at..at + n, false, outputs)?;
             at += n;
         }
         if !keep_local {

@@ -2,6 +2,7 @@
 
 use super::{Progress, Session};
 use crate::error::{Error, Result};
+use crate::model::forward::Outputs;
 use crate::sampler;
 use crate::tokenizer::Utf8Stream;
 use std::ops::ControlFlow;
@@ -73,9 +74,8 @@ impl Session {
     /// [`Error::Argument`] before the first token, and after a prefill that did not run to its end.
     pub fn sample(&mut self) -> Result<u32> {
         self.compute_pending()?;
-        let Some(logits) = self.logits_row() else { return Err(no_logits()) };
-        let logits = &self.scratch.logits[logits];
-        self.sampler.sample(logits)
+        let Some(row) = self.logits_row() else { return Err(no_logits()) };
+        self.sampler.sample(&self.scratch.logits[row])
     }
 
     /// Starts a generation from the present position; then call [`Session::next`] until a piece has `finish`.
@@ -143,8 +143,7 @@ impl Session {
         }
         let token = self.sample()?;
         let mut piece = Piece { token: Some(token), ..Piece::default() };
-        if let (Some(n), Some(row)) = (g.options.log_probabilities, self.logits_row()) {
-            let logits = &self.scratch.logits[row];
+        if let (Some(n), Some(logits)) = (g.options.log_probabilities, self.logits()) {
             piece.log_probability = Some(sampler::log_probability(logits, token)? as f32);
             piece.alternatives = sampler::top_log_probabilities(logits, n)?.into_iter().map(|(t, p)| (t, p as f32)).collect();
         }
@@ -176,11 +175,6 @@ impl Session {
         Ok(piece)
     }
 
-    /// Where the logits of the last token stand in the scratch buffer.
-    fn logits_row(&self) -> Option<std::ops::Range<usize>> {
-        (self.has_logits && !self.pending).then(|| 0..self.model.vocab_len())
-    }
-
     /// Computes the token that was sampled last, if that has not happened yet.
     pub(super) fn compute_pending(&mut self) -> Result<()> {
         if !self.pending {
@@ -190,9 +184,8 @@ impl Session {
         self.pending = false;
         let start = Instant::now();
         let nothing: Progress<'_> = &mut |_, _| ControlFlow::Continue(());
-        self.decoding = true;
-        let result = self.feed(&[token], &mut crate::model::forward::Outputs::Last, nothing);
-        self.decoding = false;
+        // A token of the answer reads what its prompt has chosen.
+        let result = self.feed(&[token], false, &mut Outputs::Last, nothing);
         match result {
             Ok(()) => {
                 self.counters.decode_tokens += 1;

@@ -133,8 +133,6 @@ pub struct Session {
     /// The last of `tokens` was sampled and is not computed yet.
     pending: bool,
     has_logits: bool,
-    /// The token being computed is one of the answer.
-    decoding: bool,
     sampler: Sampler,
     generation: Option<Generation>,
     cancel: CancelHandle,
@@ -177,7 +175,6 @@ impl Session {
             tokens: Vec::new(),
             pending: false,
             has_logits: false,
-            decoding: false,
             generation: None,
             cancel: CancelHandle::default(),
             counters: Counters::default(),
@@ -257,7 +254,12 @@ impl Session {
 
     /// Logits after the last token, one per vocabulary entry; None before the first token and while one is being added.
     pub fn logits(&self) -> Option<&[f32]> {
-        (self.has_logits && !self.pending).then(|| &self.scratch.logits[..self.model.vocab_len()])
+        Some(&self.scratch.logits[self.logits_row()?])
+    }
+
+    /// Where the logits of the last token stand in the scratch buffer.
+    fn logits_row(&self) -> Option<std::ops::Range<usize>> {
+        (self.has_logits && !self.pending).then(|| 0..self.model.vocab_len())
     }
 
     /// Natural-log probability of `token` as the next one.
@@ -289,7 +291,7 @@ fn retrieved_blocks(options: &SessionOptions, context: usize) -> usize {
     let block = crate::model::MEMORY_BLOCK_TOKENS as usize;
     let fits = context / 4 / block;
     let most = (context / 2 / block).saturating_sub(1);
-    if options.retrieved_blocks == 0 { fits.min(RETRIEVED_BLOCKS_DEFAULT).min(most) } else { options.retrieved_blocks.min(most) }
+    if options.retrieved_blocks == 0 { fits.min(RETRIEVED_BLOCKS_DEFAULT) } else { options.retrieved_blocks.min(most) }
 }
 
 fn check(o: &SessionOptions, trained: usize) -> Result<()> {

@@ -37,15 +37,27 @@ pub(super) fn read(memory: &SharedMemory) -> RwLockReadGuard<'_, Memory> {
     memory.read().unwrap_or_else(|e| e.into_inner())
 }
 
-/// All of `memories` for reading: guards, and for each memory which of the guards is its own. One that is there twice is locked
-/// once, and all sessions lock in one order: otherwise two of them, each waiting behind a writer for the memory that the other
-/// holds, would wait for ever.
-pub(super) fn read_all(memories: &[SharedMemory]) -> (Vec<RwLockReadGuard<'_, Memory>>, Vec<usize>) {
-    let mut order: Vec<&SharedMemory> = memories.iter().collect();
-    order.sort_by_key(|m| Arc::as_ptr(m));
-    order.dedup_by_key(|m| Arc::as_ptr(m));
-    let own = memories.iter().map(|m| order.partition_point(|o| Arc::as_ptr(o) < Arc::as_ptr(m))).collect();
-    (order.into_iter().map(read).collect(), own)
+/// Several memories, locked for reading. One that is there twice is locked once, and all sessions lock in one order: otherwise
+/// two of them, each waiting behind a writer for the memory that the other holds, would wait for ever.
+pub(super) struct Readers<'a> {
+    guards: Vec<RwLockReadGuard<'a, Memory>>,
+    /// Which of the guards is that of each memory.
+    own: Vec<usize>,
+}
+
+impl<'a> Readers<'a> {
+    pub fn lock(memories: &'a [SharedMemory]) -> Readers<'a> {
+        let mut order: Vec<&SharedMemory> = memories.iter().collect();
+        order.sort_by_key(|m| Arc::as_ptr(m));
+        order.dedup_by_key(|m| Arc::as_ptr(m));
+        let own = memories.iter().map(|m| order.partition_point(|o| Arc::as_ptr(o) < Arc::as_ptr(m))).collect();
+        Readers { guards: order.into_iter().map(read).collect(), own }
+    }
+
+    /// The memories, in the order in which they were given.
+    pub fn list(&self) -> Vec<&Memory> {
+        self.own.iter().map(|i| &*self.guards[*i]).collect()
+    }
 }
 
 fn write(memory: &SharedMemory) -> RwLockWriteGuard<'_, Memory> {
@@ -83,9 +95,14 @@ impl Session {
         Ok(())
     }
 
+    /// The memories that the session reads: the attached ones, then its own.
+    pub(super) fn memories(&self) -> impl Iterator<Item = &SharedMemory> {
+        self.attached.iter().chain(&self.overflow)
+    }
+
     /// Tokens in all memories that the session reads.
     pub(super) fn memory_len(&self) -> u64 {
-        self.attached.iter().chain(&self.overflow).map(|m| read(m).len()).sum()
+        self.memories().map(|m| read(m).len()).sum()
     }
 
     /// True if what does not fit the window goes on rather than ending with an error.
@@ -217,9 +234,9 @@ impl Session {
     /// Which stored passages were read for the last tokens, most wanted first. Ordinary models only: a Focused Transformer
     /// reads all of its memory, or a choice per query and head.
     pub fn passages(&self) -> Vec<Passage> {
-        let shared: Vec<_> = self.attached.iter().chain(&self.overflow).cloned().collect();
-        let (guards, own) = read_all(&shared);
-        let memories: Vec<&Memory> = own.iter().map(|i| &*guards[*i]).collect();
+        let shared: Vec<_> = self.memories().cloned().collect();
+        let readers = Readers::lock(&shared);
+        let memories = readers.list();
         let sources: Vec<_> = memories.iter().map(|m| m.sources().unwrap_or_default()).collect();
         let source_at = |memory: usize, token: u64| {
             let span = sources[memory].iter().find(|s| s.tokens.contains(&token));

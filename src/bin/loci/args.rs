@@ -223,6 +223,24 @@ fn clock_seed() -> u64 {
     since.map_or(0, |d| d.as_nanos() as u64)
 }
 
+/// How an answer is made: what `run`, `chat` and `recall` share.
+#[derive(Args)]
+pub struct AnswerArgs {
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    #[command(flatten)]
+    pub length: LengthArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+impl AnswerArgs {
+    /// Options of the session, the sampler's checked: call it before the model is opened.
+    pub fn session_options(&self) -> Result<SessionOptions, Failure> {
+        Ok(SessionOptions { sampler: self.sampler.options()?, ..self.session.options() })
+    }
+}
+
 /// When an answer ends.
 #[derive(Args)]
 #[command(next_help_heading = "Length")]

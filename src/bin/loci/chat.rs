@@ -1,9 +1,9 @@
 //! `chat`: a conversation on a terminal, or one line per turn from a pipe.
 
-use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
+use crate::args::{AnswerArgs, ModelArgs};
 use crate::{Done, Failure, interrupt, memory, output, prompt, run};
 use clap::Args;
-use loci::session::{Finish, Session, SessionOptions};
+use loci::session::{Finish, Session};
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -23,19 +23,15 @@ pub struct Chat {
     #[arg(long, value_name = "FILE")]
     memory: Vec<PathBuf>,
     #[command(flatten)]
-    sampler: SamplerArgs,
-    #[command(flatten)]
-    length: LengthArgs,
-    #[command(flatten)]
-    session: SessionArgs,
+    answer: AnswerArgs,
 }
 
 impl Chat {
     pub fn exec(self) -> Done {
-        let sampler = self.sampler.options()?;
+        let options = self.answer.session_options()?;
         let model = self.model.open()?;
         let chat = prompt::Chat::new(&model)?;
-        let mut session = Session::new(model.clone(), SessionOptions { sampler, ..self.session.options() })?;
+        let mut session = Session::new(model.clone(), options)?;
         for path in &self.memory {
             session.attach_memory(memory::open_shared(path, &model)?)?;
         }
@@ -79,7 +75,7 @@ impl Chat {
     fn answer(&self, session: &mut Session, chat: &prompt::Chat, messages: &[loci::tokenizer::chat::Message]) -> Result<String, Failure> {
         let _busy = interrupt::guard(session.cancel_handle());
         run::prefill(session, &chat.tokens(messages)?, "reading")?;
-        let answer = run::generate(session, self.length.options(), &mut output::print)?;
+        let answer = run::generate(session, self.answer.length.options(), &mut output::print)?;
         output::print(if answer.text.ends_with('\n') { "" } else { "\n" })?;
         match answer.finish {
             Finish::Cancelled => output::note("(stopped)"),

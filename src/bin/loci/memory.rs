@@ -1,12 +1,12 @@
 //! `remember`, `recall` and `memory`: context that outlives the window and the process.
 
-use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
+use crate::args::{AnswerArgs, ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt, run};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use loci::memory::{Geometry, Memory, SourceSpan};
 use loci::model::Model;
-use loci::session::{Finish, Passage, Session, SessionOptions, SharedMemory};
+use loci::session::{Finish, Passage, Session, SharedMemory};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -171,18 +171,14 @@ pub struct Recall {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    sampler: SamplerArgs,
-    #[command(flatten)]
-    length: LengthArgs,
-    #[command(flatten)]
-    session: SessionArgs,
+    answer: AnswerArgs,
 }
 
 impl Recall {
     pub fn exec(self) -> Done {
-        let sampler = self.sampler.options()?;
+        let options = self.answer.session_options()?;
         let model = self.model.open()?;
-        let mut session = Session::new(model.clone(), SessionOptions { sampler, ..self.session.options() })?;
+        let mut session = Session::new(model.clone(), options)?;
         let mut memories = Vec::new();
         for path in &self.memory {
             let memory = open_shared(path, &model)?;
@@ -204,7 +200,8 @@ impl Recall {
         if !json {
             output::print(&self.begin)?;
         }
-        let mut answer = run::generate(&mut session, self.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
+        let mut answer =
+            run::generate(&mut session, self.answer.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
         answer.text.insert_str(0, &self.begin);
         let passages: Vec<Passage> = session.passages().into_iter().take(self.passages).collect();
         let texts = passages.iter().map(|p| snippet(&session, &memories, p)).collect::<Result<Vec<_>, _>>()?;
@@ -261,7 +258,7 @@ impl Recall {
         if session.model().memory_layers().is_empty() {
             return Ok(Vec::new());
         }
-        let keys = (self.session.memory_top_k > 0).then_some(self.session.memory_top_k);
+        let keys = Some(self.answer.session.memory_top_k).filter(|&k| k > 0);
         let all = memories.iter().chain(session.overflow_memory()).enumerate().map(|(i, memory)| {
             let memory = memory.read().map_err(|_| poisoned())?;
             Ok(Whole { name: self.name(i), tokens: memory.len(), keys, sources: sources(&memory)? })

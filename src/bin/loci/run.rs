@@ -1,6 +1,6 @@
 //! `run`: completes a prompt.
 
-use crate::args::{LengthArgs, ModelArgs, SamplerArgs, SessionArgs};
+use crate::args::{AnswerArgs, ModelArgs};
 use crate::{Done, Failure, interrupt, output, prompt};
 use clap::Args;
 use loci::session::{Finish, GenerateOptions, Piece, Session, SessionStats};
@@ -43,27 +43,23 @@ pub struct Run {
     #[arg(long)]
     stats: bool,
     #[command(flatten)]
-    sampler: SamplerArgs,
-    #[command(flatten)]
-    length: LengthArgs,
-    #[command(flatten)]
-    session: SessionArgs,
+    answer: AnswerArgs,
 }
 
 impl Run {
     pub fn exec(self) -> Done {
-        let sampler = self.sampler.options()?;
+        let options = self.answer.session_options()?;
         let model = self.model.open()?;
         let tokens = self.tokens(&model)?;
         prompt::check_ids(model.vocab_len(), &tokens)?;
         if tokens.is_empty() {
             return Err(Failure::usage("run: the prompt is empty; give a text, --file or --ids"));
         }
-        let mut session = Session::new(model, loci::session::SessionOptions { sampler, ..self.session.options() })?;
+        let mut session = Session::new(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         prefill(&mut session, &tokens, "reading")?;
-        let options = GenerateOptions { log_probabilities: self.logprobs, ..self.length.options() };
+        let options = GenerateOptions { log_probabilities: self.logprobs, ..self.answer.length.options() };
         let text_now = !self.print_ids && !self.json;
         let answer = generate(&mut session, options, &mut |text| if text_now { output::print(text) } else { Ok(()) })?;
         if self.print_ids {
