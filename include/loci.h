@@ -295,7 +295,7 @@ typedef struct loci_session_options {
     size_t struct_size;
     uint32_t context_length;               /* tokens of local context; 0: the model's, at most 8192 */
     uint32_t batch;                        /* tokens computed at once in prefill */
-    uint32_t threads;                      /* 0: one per core this process may use */
+    uint32_t threads;                      /* 0: one per big core this process may use */
     loci_kv_codec kv_codec;
     loci_overflow overflow;
     uint32_t slide_block;                  /* LOCI_OVERFLOW_SLIDE: tokens that leave at once; 0: a quarter */

@@ -10,6 +10,8 @@
 //! - What a chunk computes does not depend on who runs it or on the number of threads: same bits for any team.
 #![allow(unsafe_code)]
 
+mod affinity;
+
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -22,9 +24,11 @@ pub const THREADS_MAX: usize = 512;
 /// How often a waiting thread looks again before it gives its time slice away.
 const SPINS_BEFORE_YIELD: u32 = 4000;
 
-/// The number of threads to use when nobody says: what the process may run on (its affinity mask), at most 16.
+/// The number of threads to use when nobody says: one for each big core that the process may run on (its affinity mask and its
+/// share of the machine), at most 16.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).min(16)
+    let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
+    affinity::big_cores().map_or(allowed, |cores| cores.min(allowed)).min(16)
 }
 
 /// A pool of threads for forward passes.

@@ -240,6 +240,34 @@ fn threads_change_nothing_but_time() {
 }
 
 #[test]
+fn threads_may_change_in_the_middle_of_a_text() {
+    let text = ids(70, 11);
+    let answer = |threads: &[usize]| {
+        let mut s = session(SessionOptions { threads: threads[0], ..options() });
+        let mut logits = Vec::new();
+        for (i, part) in text.chunks(7).enumerate() {
+            s.set_threads(threads[i % threads.len()]).unwrap();
+            s.prefill(part, &mut quiet()).unwrap();
+            logits.push(s.logits().unwrap().to_vec());
+        }
+        s.start(GenerateOptions { max_tokens: 6, ignore_eos: true, ..GenerateOptions::default() }).unwrap();
+        let mut chosen = Vec::new();
+        loop {
+            s.set_threads(threads[chosen.len() % threads.len()]).unwrap();
+            let piece = s.next().unwrap();
+            chosen.push(piece.token);
+            if piece.finish.is_some() {
+                break;
+            }
+        }
+        (logits, chosen)
+    };
+    let want = answer(&[1]);
+    assert_eq!(answer(&[2, 1, 4, 3]), want);
+    assert_eq!(answer(&[3, 0, 2]), want);
+}
+
+#[test]
 fn a_memory_answers_the_same_after_a_restart_and_only_its_own_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notes.lmem");

@@ -46,7 +46,7 @@ pub struct SessionOptions {
     pub context_length: usize,
     /// Tokens computed at once in prefill.
     pub batch: usize,
-    /// Threads; 0 takes one per core this process may use.
+    /// Threads; 0 takes one per big core this process may use.
     pub threads: usize,
     /// Encoding of the keys and values of the local window.
     pub kv_codec: Codec,
@@ -274,7 +274,7 @@ impl Session {
         Ok(())
     }
 
-    /// Changes the number of threads; 0 takes one per core this process may use. Results do not depend on it.
+    /// Changes the number of threads; 0 takes one per big core this process may use. Results do not depend on it.
     pub fn set_threads(&mut self, threads: usize) -> Result<()> {
         self.team = Team::new(if threads == 0 { default_threads() } else { threads })?;
         self.options.threads = threads;

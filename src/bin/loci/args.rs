@@ -32,7 +32,7 @@ pub struct SessionArgs {
     /// Tokens of local context; 0 takes the model's own (at most 8192)
     #[arg(short, long, value_name = "TOKENS", default_value_t = 0)]
     pub ctx: usize,
-    /// Threads; 0 takes one per core
+    /// Threads; 0 takes one per big core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
     /// Tokens computed at once in prefill
