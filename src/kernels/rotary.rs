@@ -12,6 +12,15 @@ pub enum PairLayout {
     Halves,
 }
 
+/// To a position, or from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Rotates what is unrotated.
+    Forward,
+    /// Undoes that, exactly up to rounding.
+    Back,
+}
+
 /// Frequencies of the pairs, in radians per position, and the factor on the rotated vectors.
 #[derive(Clone, Debug)]
 pub struct Rotary {
@@ -26,23 +35,32 @@ pub struct Rotary {
 impl Rotary {
     /// Appends `(cos, sin)` of every pair at `position`, times the magnitude, to `table`.
     pub fn angles(&self, position: i64, table: &mut Vec<[f32; 2]>) {
-        for f in &self.frequencies {
-            let (sin, cos) = (position as f64 * f).sin_cos();
-            table.push([cos as f32 * self.magnitude, sin as f32 * self.magnitude]);
-        }
+        self.angles_of(Turn::Forward, position, table);
     }
 
-    /// The angles that undo [`Rotary::angles`] at `position`, magnitude included.
-    pub fn inverse_angles(&self, position: i64, table: &mut Vec<[f32; 2]>) {
+    fn angles_of(&self, turn: Turn, position: i64, table: &mut Vec<[f32; 2]>) {
         for f in &self.frequencies {
             let (sin, cos) = (position as f64 * f).sin_cos();
-            table.push([cos as f32 / self.magnitude, -sin as f32 / self.magnitude]);
+            table.push(match turn {
+                Turn::Forward => [cos as f32 * self.magnitude, sin as f32 * self.magnitude],
+                Turn::Back => [cos as f32 / self.magnitude, -sin as f32 / self.magnitude],
+            });
         }
     }
 
     /// Pairs per head.
     pub fn pairs(&self) -> usize {
         self.frequencies.len()
+    }
+
+    /// Turns the heads of consecutive tokens in place, the first token at position `first`; `x` is `(tokens, heads, length)`.
+    pub fn turn(&self, turn: Turn, first: i64, x: &mut [f32], heads: usize, length: usize) {
+        let mut angles = Vec::with_capacity(self.pairs());
+        for (position, token) in (first..).zip(x.chunks_exact_mut(heads * length)) {
+            angles.clear();
+            self.angles_of(turn, position, &mut angles);
+            token.chunks_exact_mut(length).for_each(|head| self.rotate(head, &angles));
+        }
     }
 
     /// Rotates one head's vector in place by the angles of its token (`pairs()` entries).

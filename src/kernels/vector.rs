@@ -6,30 +6,6 @@ use crate::simd::Simd;
 /// Sums run in this many lanes whatever the level has, so that all levels add in one order.
 pub(super) const LANES: usize = 16;
 
-/// The inner product of two slices of one length.
-#[inline]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    debug_assert_eq!(a.len(), b.len());
-    let mut acc = [0f32; LANES];
-    let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            acc[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sum_lanes(acc) + rest
-}
-
-/// `acc += w * x`
-#[inline]
-pub fn add_scaled(acc: &mut [f32], w: f32, x: &[f32]) {
-    for (a, x) in acc.iter_mut().zip(x) {
-        *a += w * x;
-    }
-}
-
 /// `acc += x`
 #[inline]
 #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
@@ -57,21 +33,26 @@ pub(super) fn sum_vectors<S: Simd>(s: S, sums: [S::F; 4]) -> f32 {
     sum_lanes(lanes)
 }
 
+/// ln 2 in two parts, the first of which has few enough bits that its products with small integers are exact.
+#[allow(clippy::excessive_precision)]
+const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2, highest power first (Cody and Waite's scheme).
+#[allow(clippy::excessive_precision)]
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+
 /// e^x in every lane, within 2 units in the last place from -87.3 to 88; 0 below -87.7, and e^88 above that.
 /// (The polynomial of [`exp`]; not a number where `x` is not one.)
-#[allow(clippy::excessive_precision)]
 #[inline(always)]
 pub(super) fn exp_vector<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.min(s.splat(88.0), s.max(s.splat(-88.0), x));
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     let whole = s.to_f(n);
-    let r = s.fma(whole, s.splat(-0.693_359_4), x);
-    let r = s.fma(whole, s.splat(2.121_944_4e-4), r);
-    let p = s.fma(s.splat(1.987_569_1e-4), r, s.splat(1.398_199_9e-3));
-    let p = s.fma(p, r, s.splat(8.333_452e-3));
-    let p = s.fma(p, r, s.splat(4.166_579_6e-2));
-    let p = s.fma(p, r, s.splat(1.666_666_5e-1));
-    let p = s.fma(p, r, s.splat(5.000_000_1e-1));
+    let r = s.fma(whole, s.splat(-LN2[0]), x);
+    let r = s.fma(whole, s.splat(-LN2[1]), r);
+    let mut p = s.splat(EXP[0]);
+    for c in &EXP[1..] {
+        p = s.fma(p, r, s.splat(*c));
+    }
     let y = s.add(s.fma(s.mul(p, r), r, r), s.splat(1.0));
     // 2^n; the exponent -127, of which there is no normal number, gives 0.
     s.mul(y, s.as_floats(s.shl32(s.add32(n, s.splat32(127)), 23)))
@@ -91,24 +72,19 @@ fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
 }
 
 /// e^x in f32, within 2 units in the last place over the whole range; branch-free so that loops over it become vectors.
-/// (Range reduction by ln 2 in two parts, then the degree-6 polynomial of Cody and Waite's scheme.)
-#[allow(clippy::excessive_precision)]
+/// (Range reduction by ln 2 in two parts, then a polynomial of degree 7.)
 #[inline]
 #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = clamped - n * LN2_HI - n * LN2_LO;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let r = clamped - n * LN2[0] - n * LN2[1];
+    let mut p = EXP[0];
+    for c in &EXP[1..] {
+        p = p * r + c;
+    }
     let y = p * r * r + r + 1.0;
     // 2^n in two halves, so that n = 128 does not overflow on the way.
     let half = (n * 0.5) as i32;

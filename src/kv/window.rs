@@ -24,6 +24,14 @@ pub struct LayerShape {
     pub sliding_window: usize,
 }
 
+impl LayerShape {
+    /// Bytes of the keys and of the values of `tokens` tokens.
+    fn bytes(&self, codec: Codec, tokens: usize) -> (usize, usize) {
+        let each = tokens * self.heads_kv * codec.bytes();
+        (each * self.key_length, each * self.value_length)
+    }
+}
+
 #[derive(Default)]
 struct Layer {
     keys: Vec<u8>,
@@ -89,8 +97,7 @@ impl Window {
             return Err(Error::Limit { what: "context window (tokens)".into(), limit: self.capacity as u64, asked: need as u64 });
         }
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let keys = need * shape.heads_kv * shape.key_length * self.codec.bytes();
-            let values = need * shape.heads_kv * shape.value_length * self.codec.bytes();
+            let (keys, values) = shape.bytes(self.codec, need);
             grow(&mut layer.keys, keys)?;
             grow(&mut layer.values, values)?;
         }
@@ -119,9 +126,9 @@ impl Window {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let keys = self.len * shape.heads_kv * shape.key_length * self.codec.bytes();
+            let (keys, values) = shape.bytes(self.codec, self.len);
             layer.keys.truncate(keys);
-            layer.values.truncate(self.len * shape.heads_kv * shape.value_length * self.codec.bytes());
+            layer.values.truncate(values);
         }
     }
 
@@ -129,8 +136,7 @@ impl Window {
     pub fn evict(&mut self, n: usize) {
         let n = n.min(self.len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let keys = n * shape.heads_kv * shape.key_length * self.codec.bytes();
-            let values = n * shape.heads_kv * shape.value_length * self.codec.bytes();
+            let (keys, values) = shape.bytes(self.codec, n);
             layer.keys.drain(..keys.min(layer.keys.len()));
             layer.values.drain(..values.min(layer.values.len()));
         }
@@ -159,8 +165,7 @@ impl Window {
         let shape = &self.shapes[layer];
         let l = &self.layers[layer];
         let each = self.codec.bytes();
-        let width = shape.heads_kv * shape.key_length * each;
-        let len = l.keys.len() / width;
+        let len = l.keys.len() / shape.bytes(self.codec, 1).0;
         KvSegment {
             codec: self.codec,
             keys: l.keys.get(head * shape.key_length * each..).unwrap_or(&[]),

@@ -16,7 +16,7 @@ use super::hparams::Hparams;
 use crate::error::Result;
 use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
-use crate::kernels::rotary::Rotary;
+use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::vector::exp;
 use crate::memory::Memory;
 use crate::threads::Pass;
@@ -405,12 +405,7 @@ fn place(
         }
         at += memory.block(address.block)?.len;
     }
-    let mut angles = Vec::with_capacity(rotary.pairs());
-    for (t, token) in keys.chunks_exact_mut(key_row).enumerate() {
-        angles.clear();
-        rotary.angles(base - total as i64 + t as i64, &mut angles);
-        token.chunks_exact_mut(h.key_length).for_each(|head| rotary.rotate(head, &angles));
-    }
+    rotary.turn(Turn::Forward, base - total as i64, &mut keys, h.head_count_kv, h.key_length);
     layer.keys.clear();
     layer.values.clear();
     CODEC.append(&keys, &mut layer.keys);

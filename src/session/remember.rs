@@ -2,7 +2,7 @@
 
 use super::{Overflow, Progress, Session};
 use crate::error::{Error, Result};
-use crate::kernels::rotary::Rotary;
+use crate::kernels::rotary::Turn;
 use crate::memory::{LayerKv, Memory, Source};
 use crate::model::Model;
 use crate::model::forward::{Outputs, memory_layers};
@@ -164,13 +164,12 @@ impl Session {
     fn raw_entries(&self, n: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
         let h = self.model.hparams();
         let rotated = h.fot.as_ref().is_none_or(|f| f.memory_positionals);
-        let mut angles = Vec::new();
         memory_layers(h)
             .map(|l| {
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
                 self.window.entries(l, n, &mut keys, &mut values);
                 if rotated {
-                    turn_back(&self.rotary.global, self.window.first(), &mut keys, h.head_count_kv, h.key_length, &mut angles);
+                    self.rotary.global.turn(Turn::Back, self.window.first(), &mut keys, h.head_count_kv, h.key_length);
                 }
                 (keys, values)
             })
@@ -291,14 +290,5 @@ impl<'a> Reading<'a> {
         let start = self.at;
         self.at += bytes as u64;
         Source { label: self.label, text: start..self.at }
-    }
-}
-
-/// Undoes the rotation of consecutive tokens' keys, the first at position `first`.
-fn turn_back(rotary: &Rotary, first: i64, keys: &mut [f32], heads: usize, length: usize, angles: &mut Vec<[f32; 2]>) {
-    for (t, token) in keys.chunks_exact_mut(heads * length).enumerate() {
-        angles.clear();
-        rotary.inverse_angles(first + t as i64, angles);
-        token.chunks_exact_mut(length).for_each(|head| rotary.rotate(head, angles));
     }
 }
