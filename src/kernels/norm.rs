@@ -33,7 +33,12 @@ impl Task for RmsNorm<'_> {
         let width = self.weight.len();
         for x in self.x.chunks_exact_mut(width) {
             let scale = 1.0 / (sum_of_squares(s, x) / width as f32 + self.eps).sqrt();
-            for (x, w) in x.iter_mut().zip(self.weight) {
+            let (whole, rest) = x.split_at_mut(width - width % S::LANES);
+            let factor = s.splat(scale);
+            for (x, w) in whole.chunks_exact_mut(S::LANES).zip(self.weight.chunks_exact(S::LANES)) {
+                s.store(s.mul(s.load(x), s.mul(factor, s.load(w))), x);
+            }
+            for (x, w) in rest.iter_mut().zip(&self.weight[whole.len()..]) {
                 *x *= scale * w;
             }
         }

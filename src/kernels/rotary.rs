@@ -3,6 +3,8 @@
 //! Every kind of scaling known here comes down to a frequency per pair and one magnitude, so this file knows no kinds.
 //! Angles are computed in f64: positions may be large (or negative, for blocks placed before the start of the window).
 
+use crate::simd::{Level, Simd, Task, dispatch};
+
 /// Which two dimensions make a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairLayout {
@@ -59,25 +61,50 @@ impl Rotary {
         for (position, token) in (first..).zip(x.chunks_exact_mut(heads * length)) {
             angles.clear();
             self.angles_of(turn, position, &mut angles);
-            token.chunks_exact_mut(length).for_each(|head| self.rotate(head, &angles));
+            self.rotate_heads(token, length, &angles);
         }
     }
 
-    /// Rotates one head's vector in place by the angles of its token (`pairs()` entries).
+    /// Rotates the heads of a token in place, each of `length` elements, by the angles of the token (`pairs()` entries).
+    pub fn rotate_heads(&self, heads: &mut [f32], length: usize, angles: &[[f32; 2]]) {
+        debug_assert!(angles.len() == self.pairs() && length >= 2 * self.pairs() && heads.len().is_multiple_of(length));
+        dispatch(Level::detect(), Rotate { layout: self.layout, heads, length, angles });
+    }
+
+    /// [`Rotary::rotate_heads`] of one head.
     pub fn rotate(&self, head: &mut [f32], angles: &[[f32; 2]]) {
-        let n = self.pairs();
-        debug_assert!(angles.len() == n && head.len() >= 2 * n);
+        self.rotate_heads(head, head.len(), angles);
+    }
+}
+
+/// Plain loops, which become vectors of the level's width: every level gives the same bits, as nothing is fused.
+struct Rotate<'a> {
+    layout: PairLayout,
+    heads: &'a mut [f32],
+    length: usize,
+    angles: &'a [[f32; 2]],
+}
+
+impl Task for Rotate<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let n = self.angles.len();
         match self.layout {
             PairLayout::Adjacent => {
-                for (pair, [c, s]) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
-                    let [a, b] = *pair;
-                    *pair = [a * c - b * s, a * s + b * c];
+                for head in self.heads.chunks_exact_mut(self.length) {
+                    for (pair, [c, s]) in head.as_chunks_mut::<2>().0.iter_mut().zip(self.angles) {
+                        let [a, b] = *pair;
+                        *pair = [a * c - b * s, a * s + b * c];
+                    }
                 }
             }
             PairLayout::Halves => {
-                let (lo, hi) = head[..2 * n].split_at_mut(n);
-                for ((a, b), [c, s]) in lo.iter_mut().zip(hi).zip(angles) {
-                    (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+                for head in self.heads.chunks_exact_mut(self.length) {
+                    let (lo, hi) = head[..2 * n].split_at_mut(n);
+                    for ((a, b), [c, s]) in lo.iter_mut().zip(hi).zip(self.angles) {
+                        (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+                    }
                 }
             }
         }

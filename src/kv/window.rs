@@ -10,6 +10,10 @@
 use crate::error::{Error, Result};
 use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
+use crate::threads::Pass;
+
+/// Elements that make one chunk of a batch's encoding.
+const ENCODED_AT_ONCE: usize = 4096;
 
 /// What one layer stores per token.
 #[derive(Clone, Copy, Debug)]
@@ -106,10 +110,15 @@ impl Window {
 
     /// Appends a batch's keys and values, `(tokens, heads_kv, length)`, to one layer. Between the first layer of a batch and
     /// [`Window::advance`] the layers differ in length.
-    pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let l = &mut self.layers[layer];
-        self.codec.append(keys, &mut l.keys);
-        self.codec.append(values, &mut l.values);
+    pub fn append(&mut self, pass: &Pass<'_>, layer: usize, keys: &[f32], values: &[f32]) {
+        let (l, codec) = (&mut self.layers[layer], self.codec);
+        for (floats, bytes) in [(keys, &mut l.keys), (values, &mut l.values)] {
+            let start = bytes.len();
+            bytes.resize(start + floats.len() * codec.bytes(), 0);
+            pass.for_each_chunk(&mut bytes[start..], ENCODED_AT_ONCE * codec.bytes(), |i, bytes| {
+                codec.encode(&floats[i * ENCODED_AT_ONCE..][..bytes.len() / codec.bytes()], bytes);
+            });
+        }
     }
 
     /// Ends a batch of `n` tokens: all layers have it now.

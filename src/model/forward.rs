@@ -160,7 +160,7 @@ fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Contex
         rotate_heads(pass, rotary, angles, &mut s.q[..queries], h.head_count, h.key_length);
         rotate_heads(pass, rotary, angles, &mut s.k[..keys], h.head_count_kv, h.key_length);
     }
-    c.window.append(l, &s.k[..keys], &s.v[..values]);
+    c.window.append(pass, l, &s.k[..keys], &s.v[..values]);
     reads_memory
 }
 
@@ -263,7 +263,7 @@ fn rotate_heads(pass: &Pass<'_>, rotary: &Rotary, angles: &[[f32; 2]], x: &mut [
     pass.for_each_chunk(x, ROWS_AT_ONCE * heads * length, |i, x| {
         for (j, token) in x.chunks_exact_mut(heads * length).enumerate() {
             let angles = &angles[(i * ROWS_AT_ONCE + j) * pairs..][..pairs];
-            token.chunks_exact_mut(length).for_each(|head| rotary.rotate(head, angles));
+            rotary.rotate_heads(token, length, angles);
         }
     });
 }
