@@ -373,15 +373,41 @@ fn damage(path: &Path) {
 fn bench_reports_in_every_format() {
     let dir = Dir::new();
     let tiny = dir.tiny();
-    let arguments = ["bench", "--model", &tiny, "--pp", "8", "--tg", "4", "-r", "3", "--format"];
+    let arguments = ["bench", "--model", &tiny, "--pp", "8", "--tg", "4", "--depth", "0,40", "-r", "3", "--format"];
     let seen = json(&[&arguments[..], &["json"]].concat());
-    let tests: Vec<&str> = seen["tests"].as_array().expect("tests").iter().filter_map(|t| t["test"].as_str()).collect();
-    assert_eq!(tests, ["pp8", "tg4"]);
-    assert_eq!(seen["tests"][0]["all"].as_array().map(Vec::len), Some(3));
+    let rows = seen["tests"].as_array().expect("tests");
+    let tests: Vec<&str> = rows.iter().filter_map(|t| t["test"].as_str()).collect();
+    assert_eq!(tests, ["pp8", "tg4", "pp8@d40", "tg4@d40"]);
+    let limits: Vec<f64> =
+        ["read_bytes_per_second", "dot_operations_per_second"].iter().filter_map(|k| seen["limits"][k].as_f64()).collect();
+    assert!(limits.len() == 2 && limits.iter().all(|v| *v > 0.0), "{limits:?}");
+    for row in rows {
+        assert_eq!(row["all"].as_array().map(Vec::len), Some(3));
+        let [least, median, most] = ["min", "median", "max"].map(|k| row[k].as_f64().expect("a number"));
+        assert!(0.0 < least && least <= median && median <= most);
+    }
+    // What a decoded token reads: every weight once but the embeddings, and its keys and values.
+    let needed =
+        |row: &Value, limit: f64| row["share_of_limit"].as_f64().expect("a share") * limit / row["median"].as_f64().expect("a number");
+    let o = TinyOptions::default();
+    let weights = seen["weight_bytes"].as_f64().expect("bytes") - (o.n_vocab * o.n_embd * 4) as f64;
+    let token = (o.n_layer * o.n_head_kv * o.head_dim * 2 * 2) as f64;
+    for (row, context) in [(&rows[1], 2.0), (&rows[3], 42.0)] {
+        assert!((needed(row, limits[0]) / (weights + context * token) - 1.0).abs() < 1e-9, "{row}");
+    }
+    // Float weights are not multiplied as integers; of others, each in the layers twice a token, and the head's once.
+    assert!(rows[0]["share_of_limit"].is_null());
+    let q8 = dir.write("q8.gguf", tiny::llama(TinyOptions::of_type(loci::gguf::TensorType::Q8_0)));
+    let seen = json(&["bench", "--model", &q8, "--pp", "8", "--tg", "0", "-r", "1", "--format", "json"]);
+    let rate = seen["limits"]["dot_operations_per_second"].as_f64().expect("a number");
+    let heads = o.head_dim * (2 * o.n_head + 2 * o.n_head_kv);
+    let operations = 2 * (8 * o.n_layer * o.n_embd * (heads + 3 * o.n_ff) + o.n_vocab * o.n_embd);
+    assert!((8.0 * needed(&seen["tests"][0], rate) / operations as f64 - 1.0).abs() < 1e-9, "{seen}");
     let csv = text(&[&arguments[..], &["csv"]].concat());
-    assert_eq!(csv.lines().count(), 3);
-    assert!(csv.lines().all(|line| line.split(',').count() == 8), "{csv}");
-    assert!(text(&[&arguments[..], &["table"]].concat()).contains("| tg4"));
+    assert_eq!(csv.lines().count(), 5);
+    assert!(csv.lines().all(|line| line.split(',').count() == 11), "{csv}");
+    assert!(text(&[&arguments[..], &["table"]].concat()).contains("| tg4@d40"));
+    fails(2, &["--repetitions"], &["bench", "--model", &tiny, "-r", "0"]);
 }
 
 #[test]

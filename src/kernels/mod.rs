@@ -5,5 +5,6 @@ pub mod attention;
 pub mod codec;
 pub mod matmul;
 pub mod norm;
+pub mod probe;
 pub mod rotary;
 pub mod vector;
