@@ -52,9 +52,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `len` bytes, borrowed from the file itself.
+    #[inline]
     pub fn take(&mut self, field: &str, len: usize) -> Result<&'a [u8]> {
         if len > self.remaining() {
-            return Err(self.error(field, format!("{len} bytes"), format!("{} bytes to the end of the file", self.remaining())));
+            return Err(self.too_short(field, len));
         }
         let out = &self.bytes[self.at..self.at + len];
         self.at += len;
@@ -62,6 +63,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A fixed number of bytes as an array.
+    #[inline]
     pub fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
         let mut out = [0; N];
         out.copy_from_slice(self.take(field, N)?);
@@ -79,19 +81,32 @@ impl<'a> Cursor<'a> {
     }
 
     /// A 64-bit unsigned integer.
+    #[inline]
     pub fn u64(&mut self, field: &str) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
     /// A 64-bit count of things which take at least `bytes_each` bytes each: refused, before anything is allocated, if the
     /// rest of the file could not hold them.
+    #[inline]
     pub fn count(&mut self, field: &str, bytes_each: usize) -> Result<usize> {
         let offset = self.offset();
         let n = self.u64(field)?;
         let most = (self.remaining() / bytes_each.max(1)) as u64;
         if n > most {
-            return Err(self.error_at(offset, field, format!("at most {most} (what the rest of the file could hold)"), n));
+            return Err(self.too_many(offset, field, most, n));
         }
         Ok(n as usize)
+    }
+
+    // Out of the way of loops over hundreds of thousands of strings.
+    #[cold]
+    fn too_short(&self, field: &str, len: usize) -> Error {
+        self.error(field, format!("{len} bytes"), format!("{} bytes to the end of the file", self.remaining()))
+    }
+
+    #[cold]
+    fn too_many(&self, offset: u64, field: &str, most: u64, n: u64) -> Error {
+        self.error_at(offset, field, format!("at most {most} (what the rest of the file could hold)"), n)
     }
 }

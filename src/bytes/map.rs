@@ -68,6 +68,20 @@ impl Map {
         }
     }
 
+    /// Asks the kernel to bring this range in, and map it, in huge pages where it can (ext4 and others with large folios, from
+    /// Linux 6.16 on): fewer misses while weights stream by, and two megabytes for each fault. A hint only.
+    pub fn prefer_huge_pages(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Backing::Mapped(map) = &self.backing
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            let _ = map.advise_range(memmap2::Advice::HugePage, range.start, range.end - range.start);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
     /// True if the bytes are pages of a file (reclaimable by the kernel), false if they are anonymous memory.
     pub fn is_file_backed(&self) -> bool {
         matches!(self.backing, Backing::Mapped(_))

@@ -342,14 +342,33 @@ impl Array {
         })
     }
 
-    /// Numbers as f64; stops at the first element that is none.
+    /// Numbers as f64; none for arrays of another type.
     pub fn numbers(&self) -> impl Iterator<Item = f64> + '_ {
-        self.values().map_while(|v| v.as_f64())
+        self.scalars().map_while(|v| v.as_f64())
     }
 
-    /// Integers; stops at the first element that is none.
+    /// Integers; none for arrays of another type.
     pub fn integers(&self) -> impl Iterator<Item = i64> + '_ {
-        self.values().map_while(|v| v.as_i64())
+        self.scalars().map_while(|v| v.as_i64())
+    }
+
+    /// The elements of an array of numbers. Vocabularies have two such arrays of hundreds of thousands: no cursor, no errors.
+    fn scalars(&self) -> impl Iterator<Item = Value> + '_ {
+        self.bytes().chunks_exact(self.ty.bytes_min()).map_while(|b| {
+            Some(match self.ty {
+                ValueType::U8 => Value::U8(b[0]),
+                ValueType::I8 => Value::I8(b[0] as i8),
+                ValueType::U16 => Value::U16(u16::from_le_bytes(b.try_into().ok()?)),
+                ValueType::I16 => Value::I16(i16::from_le_bytes(b.try_into().ok()?)),
+                ValueType::U32 => Value::U32(u32::from_le_bytes(b.try_into().ok()?)),
+                ValueType::I32 => Value::I32(i32::from_le_bytes(b.try_into().ok()?)),
+                ValueType::F32 => Value::F32(f32::from_le_bytes(b.try_into().ok()?)),
+                ValueType::U64 => Value::U64(u64::from_le_bytes(b.try_into().ok()?)),
+                ValueType::I64 => Value::I64(i64::from_le_bytes(b.try_into().ok()?)),
+                ValueType::F64 => Value::F64(f64::from_le_bytes(b.try_into().ok()?)),
+                ValueType::Bool | ValueType::String | ValueType::Array => return None,
+            })
+        })
     }
 }
 

@@ -84,6 +84,9 @@ impl Model {
         // The door closes here: scaling that needs a missing tensor must be found out now.
         RotarySet::new(&hparams, &weights.rope_factors, &RopeOverride::default(), hparams.context_length)?;
         let fingerprint = fingerprint::of(&gguf, hparams.arch.name);
+        // From here on weights are read whole. Before, only places here and there were, which must not cost two megabytes each.
+        let data = usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX);
+        gguf.map().prefer_huge_pages(data..gguf.map().len());
         let weight_type = most_common_type(&gguf);
         Ok(Arc::new(Model { gguf, hparams, weights, tokenizer, fingerprint, weight_type, load_seconds: start.elapsed().as_secs_f64() }))
     }

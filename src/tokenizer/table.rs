@@ -87,10 +87,13 @@ impl Hasher {
             h = fold(h ^ u64::from_le_bytes(*head), 0x9E37_79B9_7F4A_7C15);
             s = tail;
         }
-        let mut last = 0;
-        for (i, b) in s.iter().enumerate() {
-            last |= u64::from(*b) << (8 * i);
-        }
+        // What is left, all of it: the two halves may overlap, the length has been counted.
+        let last = match (s.first_chunk::<4>(), s.last_chunk::<4>(), s) {
+            (Some(a), Some(b), _) => u64::from(u32::from_le_bytes(*a)) << 32 | u64::from(u32::from_le_bytes(*b)),
+            (.., []) => 0,
+            (.., [a, .., c]) => u64::from(*a) << 16 | u64::from(s[s.len() / 2]) << 8 | u64::from(*c),
+            (.., [a]) => u64::from(*a),
+        };
         fold(fold(h ^ last, 0x9E37_79B9_7F4A_7C15), self.seed[1])
     }
 }

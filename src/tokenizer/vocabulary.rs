@@ -64,7 +64,7 @@ impl Vocabulary {
         if tokens.len == 0 {
             return Err(Error::model(keys::TOKENIZER_TOKENS, "at least one token", "none"));
         }
-        let (mut texts, mut ends) = (Vec::new(), Vec::with_capacity(tokens.len));
+        let (mut texts, mut ends) = (Vec::with_capacity(tokens.bytes().len()), Vec::with_capacity(tokens.len));
         let mut text_bytes_max = 0;
         for (id, text) in tokens.strings().enumerate() {
             let start = texts.len();
@@ -94,7 +94,7 @@ impl Vocabulary {
             return Err(Error::model(SCORES, "numbers", format!("NaN for token {id}")));
         }
 
-        let ids = IndexTable::with_capacity(ends.len());
+        let ids = IndexTable::with_capacity(0);
         let mut vocabulary = Vocabulary { texts, ends, attrs, scores, ids, hasher: Hasher::new(), text_bytes_max };
         let special = attr::CONTROL | attr::USER_DEFINED | attr::UNKNOWN;
         let too_long = |id: &u32| vocabulary.attr(*id) & special != 0 && vocabulary.text(*id).len() > SPECIAL_BYTES_MAX;
