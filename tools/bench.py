@@ -11,6 +11,9 @@ more threads than cores compete: pp and tg with twice as many (--oversubscribe).
 ik_llama.cpp runs with flash attention, with and without repacking at load (-rtr 1); the faster of the two counts. Its llama-bench
 times generation at depth by -gp, and has no prefill at depth.
 
+The models' files are dropped from the system's cache once at the start, so that all engines see their pages as they come from disk,
+not as a copy or a download left them.
+
 Everything is written to RECORD/<target>-<date>.csv, and, where there was a peer, as a plot beside it (.svg). Python's standard
 library is all that this needs.
 """
@@ -78,8 +81,17 @@ def sample(command, timeout):
     return speeds, None, max(others, 0.0)
 
 
+def drop_from_cache(path):
+    if hasattr(os, "posix_fadvise"):
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
 def models(args, jobs):
     """The rows of the whole-model tests."""
+    for model in args.models:
+        drop_from_cache(model)
     samples, shuffle = {}, random.Random(1)
     for turn in range(args.rounds):
         for model, test, threads in jobs:
@@ -163,11 +175,11 @@ def plot(rows):
     values = [float(r[f]) / scale[k] for k, v in tests.items() for r in v.values() for f in ("min", "max")]
     # Halvings and doublings of the fastest peer, as many as there are.
     low, high = max(-6, math.floor(math.log2(min(values)))), max(1, math.ceil(math.log2(max(values))))
-    left, right, top, step = 330, 690, 64, 24
+    left, right, top, step = 350, 700, 64, 24
     x = lambda value: left + (right - left) * (math.log2(max(value, 2.0**low)) - low) / (high - low)
     bottom = top + step * len(tests)
     cpu = rows[0]["cpu"]
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {bottom + 44}" font-family="system-ui, sans-serif" font-size="13">',
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {bottom + 44}" font-family="system-ui, sans-serif" font-size="13">',
            "<style>text { fill: #57606a } .strong { font-weight: 600; fill: #1f2328 } line { stroke: #8b949e }",
            "@media (prefers-color-scheme: dark) { text { fill: #adb5bd } .strong { fill: #f1f3f5 } }</style>",
            f'<text x="12" y="22" class="strong">Speed beside the faster of the others (1 x), {cpu}</text>']
@@ -177,7 +189,7 @@ def plot(rows):
             out.append(f'<circle cx="{at + 5}" cy="40" r="5" fill="{colour}"/><text x="{at + 16}" y="44">{engine}</text>')
             at += 36 + 8 * len(engine)
     for power in range(low, high + 1):
-        name = f"{2**power} x" if power >= 0 else f"1/{2**-power} x"
+        name = ("1 x" if power == 0 else f"{2**power}") if power >= 0 else f"1/{2**-power}"
         strong = ' stroke-width="1.5"' if power == 0 else ' stroke-opacity="0.35"'
         out.append(f'<line x1="{x(2.0**power):.1f}" x2="{x(2.0**power):.1f}" y1="{top - 6}" y2="{bottom}"{strong}/>')
         out.append(f'<text x="{x(2.0**power):.1f}" y="{bottom + 18}" text-anchor="middle">{name}</text>')
@@ -193,7 +205,7 @@ def plot(rows):
             out.append(f'<circle cx="{mid_x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
         ours = float(engines["loci"]["median"])
         out.append(f'<text x="{right + 14}" y="{y + 4:.1f}" class="strong">{ours / scale[key]:.2f} x</text>')
-        out.append(f'<text x="848" y="{y + 4:.1f}" text-anchor="end">{ours:.0f} tokens/s</text>')
+        out.append(f'<text x="868" y="{y + 4:.1f}" text-anchor="end">{ours:.0f} tokens/s</text>')
     out.append(f'<text x="12" y="{bottom + 38}">Dots: medians of interleaved rounds; bars: least to most.</text></svg>')
     return "\n".join(out) + "\n"
 
