@@ -60,26 +60,37 @@ impl Map {
     /// Tells the kernel that this range will be read soon, so that the first touch finds it in memory. A hint only.
     pub fn will_need(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Backing::Mapped(map) = &self.backing
-            && range.start < range.end
-            && range.end <= map.len()
-        {
-            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.end - range.start);
-        }
+        self.advise(range, memmap2::Advice::WillNeed);
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
-    /// Asks the kernel to bring this range in, and map it, in huge pages where it can (ext4 and others with large folios, from
-    /// Linux 6.16 on): fewer misses while weights stream by, and two megabytes for each fault. A hint only.
-    pub fn prefer_huge_pages(&self, range: Range<usize>) {
+    /// Tells the kernel that only places here and there will be read of this range: nothing around them is brought in. A hint only.
+    pub fn read_sparsely(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        self.advise(range, memmap2::Advice::Random);
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// Tells the kernel that this range will be read whole, again and again: it is to bring it in, and map it, in huge pages where
+    /// it can (file systems with large folios, as ext4 from Linux 6.16 on), which spares misses while weights stream by. A hint only.
+    pub fn read_whole(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        self.advise(range.clone(), memmap2::Advice::Normal);
         #[cfg(target_os = "linux")]
+        self.advise(range.clone(), memmap2::Advice::HugePage);
+        let _ = range;
+    }
+
+    #[cfg(unix)]
+    fn advise(&self, range: Range<usize>, advice: memmap2::Advice) {
         if let Backing::Mapped(map) = &self.backing
             && range.start < range.end
             && range.end <= map.len()
         {
-            let _ = map.advise_range(memmap2::Advice::HugePage, range.start, range.end - range.start);
+            let _ = map.advise_range(advice, range.start, range.end - range.start);
         }
-        #[cfg(not(target_os = "linux"))]
-        let _ = range;
     }
 
     /// True if the bytes are pages of a file (reclaimable by the kernel), false if they are anonymous memory.

@@ -26,7 +26,7 @@ use crate::memory::{Fingerprint, Geometry};
 use crate::tokenizer::{Tokenizer, TokenizerOptions};
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// How to open a model.
@@ -42,7 +42,8 @@ pub struct Model {
     hparams: Hparams,
     weights: Weights,
     tokenizer: Tokenizer,
-    fingerprint: Fingerprint,
+    /// Made when a memory asks for it: it reads all over the file.
+    fingerprint: OnceLock<Fingerprint>,
     weight_type: &'static str,
     load_seconds: f64,
 }
@@ -75,6 +76,9 @@ impl Model {
 
     fn from_map(map: Map, options: &ModelOptions, start: Instant) -> Result<Arc<Model>> {
         let gguf = Gguf::parse(Arc::new(map))?;
+        // Opening reads norms and biases, a few kilobytes in every layer.
+        let data = usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX)..gguf.map().len();
+        gguf.map().read_sparsely(data.clone());
         let hparams = Hparams::read(&gguf)?;
         let weights = Weights::bind(&gguf, &hparams)?;
         let tokenizer = Tokenizer::from_gguf(&gguf, &TokenizerOptions { pre: options.pre_tokenizer.clone() })?;
@@ -83,12 +87,10 @@ impl Model {
         }
         // The door closes here: scaling that needs a missing tensor must be found out now.
         RotarySet::new(&hparams, &weights.rope_factors, &RopeOverride::default(), hparams.context_length)?;
-        let fingerprint = fingerprint::of(&gguf, hparams.arch.name);
-        // From here on weights are read whole. Before, only places here and there were, which must not cost two megabytes each.
-        let data = usize::try_from(gguf.data_offset()).unwrap_or(usize::MAX);
-        gguf.map().prefer_huge_pages(data..gguf.map().len());
+        gguf.map().read_whole(data);
         let weight_type = most_common_type(&gguf);
-        Ok(Arc::new(Model { gguf, hparams, weights, tokenizer, fingerprint, weight_type, load_seconds: start.elapsed().as_secs_f64() }))
+        let (fingerprint, load_seconds) = (OnceLock::new(), start.elapsed().as_secs_f64());
+        Ok(Arc::new(Model { gguf, hparams, weights, tokenizer, fingerprint, weight_type, load_seconds }))
     }
 
     /// The file under the model.
@@ -168,7 +170,7 @@ impl Model {
 
     /// What identifies this model to a memory file.
     pub fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
+        self.fingerprint.get_or_init(|| fingerprint::of(&self.gguf, self.hparams.arch.name))
     }
 
     /// The shape of a memory for this model: FoT memory layers in the file's own precision, or all global layers in f16.
