@@ -7,7 +7,7 @@ mod ggml;
 
 use ggml::{Graph, Node};
 use loci::kernels::activation::{Activation, gate_at};
-use loci::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
+use loci::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
 use loci::kernels::codec::Codec;
 use loci::kernels::norm::rms_norm_at;
 use loci::kernels::rotary::{PairLayout, Rotary};
@@ -108,11 +108,7 @@ fn softmax() {
         let unit: Vec<f32> = (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect();
         let (keys, values) = (encode(&scores), encode(&unit));
         let segment = KvSegment {
-            codec: Codec::F32,
-            keys: &keys,
-            values: &values,
-            key_stride: 1,
-            value_stride: n,
+            entries: Entries::Rows { codec: Codec::F32, keys: &keys, values: &values, key_stride: 1, value_stride: n },
             len: n,
             query: QueryKind::Local,
             visibility: Visibility::All,
@@ -121,7 +117,7 @@ fn softmax() {
         for level in Level::available() {
             let mut got = vec![0.0; n];
             let queries = Queries { local: &[1.0], memory: &[] };
-            team.pass(|pass| attention_at(level, pass, &shape, queries, &[vec![segment]], &mut got));
+            team.pass(|pass| attention_at(level, pass, &shape, queries, &[segment], &mut got));
             // Theirs takes e^x from a table of halves.
             assert_close(&got, &want, 1e-6, 1e-2, format_args!("{level:?}, softmax of {n}"));
             assert!((got.iter().sum::<f32>() - 1.0).abs() < 1e-5);

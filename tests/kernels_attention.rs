@@ -1,8 +1,9 @@
 //! The promise: attention over any segments is the softmax it says it is, at every level; and its bits depend neither on the
 //! number of threads nor on how tokens are put into batches.
 
-use loci::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
+use loci::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
 use loci::kernels::codec::Codec;
+use loci::kernels::tiles::{TILE_TOKENS, TileLayout};
 use loci::simd::Level;
 use loci::threads::Team;
 
@@ -89,6 +90,8 @@ struct Data<'a> {
     memory: Vec<f32>,
     /// Per part: encoded keys and values, `(len, heads_kv, length + gap)`, the last gap left out.
     bytes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Per part, if it is to be read that way: the same in tiles, `(tiles, heads_kv)`.
+    tiles: Vec<Option<Vec<u8>>>,
 }
 
 impl<'a> Data<'a> {
@@ -109,7 +112,28 @@ impl<'a> Data<'a> {
         };
         let bytes = case.parts.iter().zip(10..);
         let bytes = bytes.map(|(p, seed)| (encode(p, case.key_length, seed), encode(p, case.value_length, seed + 50))).collect();
-        Data { case, local, memory, bytes }
+        Data { case, local, memory, bytes, tiles: vec![None; case.parts.len()] }
+    }
+
+    /// With the first part in tiles, as the window has it; what lies behind its last token is not a number.
+    fn tiled(mut self) -> Data<'a> {
+        let layout = self.layout(0);
+        let mut tiles = vec![0xff; self.case.parts[0].len.div_ceil(TILE_TOKENS) * self.case.heads_kv * layout.bytes()];
+        for (i, tile) in tiles.chunks_exact_mut(layout.bytes()).enumerate() {
+            for slot in 0..TILE_TOKENS {
+                let (token, head) = (i / self.case.heads_kv * TILE_TOKENS + slot, i % self.case.heads_kv);
+                if token < self.case.parts[0].len {
+                    let [key, value] = [false, true].map(|v| self.entry(0, token, head, v).iter().map(|x| *x as f32).collect::<Vec<_>>());
+                    layout.put(tile, slot, &key, &value);
+                }
+            }
+        }
+        self.tiles[0] = Some(tiles);
+        self
+    }
+
+    fn layout(&self, part: usize) -> TileLayout {
+        TileLayout { codec: self.case.parts[part].codec, key_length: self.case.key_length, value_length: self.case.value_length }
     }
 
     fn strides(&self, part: &Part) -> (usize, usize) {
@@ -118,28 +142,36 @@ impl<'a> Data<'a> {
     }
 
     /// The segments as they are when the first `fed` tokens of the batch are in the window, `new` of which make the batch.
-    fn segments(&self, fed: usize, new: usize) -> Vec<Vec<KvSegment<'_>>> {
+    fn segments(&self, fed: usize, new: usize) -> Vec<KvSegment<'_>> {
         let c = self.case;
-        let of_head = |head: usize| {
-            let segments = c.parts.iter().zip(&self.bytes).enumerate().map(|(i, (p, (keys, values)))| {
+        let of_head = move |head: usize| {
+            c.parts.iter().zip(&self.bytes).enumerate().map(move |(i, (p, (keys, values)))| {
                 let (key_stride, value_stride) = self.strides(p);
                 let each = p.codec.bytes();
                 let (keys, values) = (&keys[head * (c.key_length + p.gap) * each..], &values[head * (c.value_length + p.gap) * each..]);
                 let hidden = if i == 0 { c.tokens - fed } else { 0 };
-                KvSegment {
+                let rows = Entries::Rows {
                     codec: p.codec,
                     keys: &keys[..keys.len() - hidden * key_stride * each],
                     values: &values[..values.len() - hidden * value_stride * each],
                     key_stride,
                     value_stride,
+                };
+                let layout = self.layout(i);
+                let entries = self.tiles[i].as_ref().map_or(rows, |tiles| Entries::Tiles {
+                    layout,
+                    bytes: &tiles[head * layout.bytes()..],
+                    stride: c.heads_kv * layout.bytes(),
+                });
+                KvSegment {
+                    entries,
                     len: p.len - hidden,
                     query: p.query,
                     visibility: p.causal.map_or(Visibility::All, |window| Visibility::Causal { first: p.len - hidden - new, window }),
                 }
-            });
-            segments.collect()
+            })
         };
-        (0..c.heads_kv).map(of_head).collect()
+        (0..c.heads_kv).flat_map(of_head).collect()
     }
 
     /// Attention of the tokens `from .. to` of the batch as a batch of their own.
@@ -233,11 +265,12 @@ fn every_level_computes_the_softmax_over_what_a_query_sees() {
 fn bits_depend_neither_on_threads_nor_on_batches_nor_on_the_width_of_vectors() {
     let teams = [1, 2, 3, 4].map(|n| Team::new(n).unwrap());
     for (i, case) in CASES.iter().enumerate() {
-        let data = Data::new(case);
+        let (data, tiled) = (Data::new(case), Data::new(case).tiled());
         let mut fused: Option<Vec<u32>> = None;
         for level in Level::available() {
             let whole = bits(&data.attention(level, &teams[0], 0, case.tokens));
-            for team in &teams {
+            assert!(whole == bits(&tiled.attention(level, &teams[0], 0, case.tokens)), "case {i}, {level:?}, in tiles");
+            for (team, data) in teams.iter().flat_map(|team| [(team, &data), (team, &tiled)]) {
                 assert!(whole == bits(&data.attention(level, team, 0, case.tokens)), "case {i}, {level:?}, {} threads", team.threads());
                 for size in [1, 3, 16] {
                     let batches = (0..case.tokens).step_by(size);
@@ -287,17 +320,13 @@ fn a_query_that_sees_nothing_gets_zeros() {
     // No segments, and an empty one.
     let bytes = vec![0; 32 * 4];
     let nothing = KvSegment {
-        codec: F32,
-        keys: &bytes,
-        values: &bytes,
-        key_stride: 8,
-        value_stride: 8,
+        entries: Entries::Rows { codec: F32, keys: &bytes, values: &bytes, key_stride: 8, value_stride: 8 },
         len: 0,
         query: QueryKind::Local,
         visibility: Visibility::Causal { first: 0, window: 0 },
     };
     for level in Level::available() {
-        for segments in [vec![vec![]], vec![vec![nothing]]] {
+        for segments in [vec![], vec![nothing]] {
             let mut out = vec![f32::NAN; 32];
             team.pass(|pass| attention_at(level, pass, &shape, Queries { local: &q, memory: &q }, &segments, &mut out));
             assert!(out.iter().all(|v| *v == 0.0));

@@ -2,22 +2,24 @@
 //!
 //! The local window is a segment, attention sinks and blocks retrieved from memory are segments, the memory of a Focused
 //! Transformer is a list of segments (arXiv 2307.03170: one softmax over local and memory logits together). The kernel runs
-//! once over all of them with an online softmax (arXiv 1805.02867), a tile of keys at a time; the query heads that share a
+//! once over all of them with an online softmax (arXiv 1805.02867), a part of the keys at a time; the query heads that share a
 //! KV head are rows of one small product, so keys and values are decoded once for all of them.
 //!
-//! The keys are cut into *parts* of at most `PART` keys, each part into tiles (`tile.rs`). A part gives every row its own
-//! (maximum, sum, accumulator), and parts are merged in order. Few tokens with much to look at spread parts over the threads,
-//! many tokens spread tokens.
+//! The keys are cut into *parts* of at most `PART` keys (`part.rs`). A part gives every row its own (maximum, sum, accumulator),
+//! and parts are merged in order. Few tokens with much to look at spread parts over the threads, many tokens spread tokens.
 //!
-//! Invariant: which parts and tiles there are depends on the segments alone, never on the batch or the number of threads, and
+//! Invariant: which parts there are depends on the segments alone, never on the batch or the number of threads, and
 //! what a query does not see does not enter its sums at all; so a token's result has the same bits however it is computed.
 
-mod tile;
+mod cells;
+mod part;
+mod products;
 
-use self::tile::{Buffers, FoldPart, QueryTile, Thresholds};
+use self::part::{Buffers, FoldPart, QueryTile, Thresholds};
 use super::codec::Codec;
+use super::tiles::TileLayout;
 use super::vector::exp;
-use crate::simd::{Level, dispatch};
+use crate::simd::{Level, Simd, Task, dispatch};
 use crate::threads::Pass;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -45,19 +47,38 @@ pub enum Visibility {
     },
 }
 
+/// Where the keys and values of one KV head lie.
+#[derive(Clone, Copy)]
+pub enum Entries<'a> {
+    /// Token by token, as in the pages of a memory.
+    Rows {
+        /// Encoding of both.
+        codec: Codec,
+        /// Encoded keys, the first of this head first.
+        keys: &'a [u8],
+        /// Encoded values likewise.
+        values: &'a [u8],
+        /// Elements from one token's key to the next one's.
+        key_stride: usize,
+        /// Elements from one token's value to the next one's.
+        value_stride: usize,
+    },
+    /// In tiles, as in the local window.
+    Tiles {
+        /// What a tile looks like.
+        layout: TileLayout,
+        /// From the first tile of this head on.
+        bytes: &'a [u8],
+        /// Bytes from one tile of this head to the next.
+        stride: usize,
+    },
+}
+
 /// Keys and values of one KV head for consecutive tokens.
 #[derive(Clone, Copy)]
 pub struct KvSegment<'a> {
-    /// Encoding of both.
-    pub codec: Codec,
-    /// Encoded keys, the first of this head first.
-    pub keys: &'a [u8],
-    /// Encoded values likewise.
-    pub values: &'a [u8],
-    /// Elements from one token's key to the next one's.
-    pub key_stride: usize,
-    /// Elements from one token's value to the next one's.
-    pub value_stride: usize,
+    /// The keys and values.
+    pub entries: Entries<'a>,
     /// Tokens.
     pub len: usize,
     /// Which query scores it.
@@ -95,9 +116,11 @@ pub struct Queries<'a> {
 }
 
 /// Most keys of a part.
-const PART: usize = 512;
+const PART: usize = 256;
 /// Tokens of the batch whose queries share one decoding of a tile, at least and at most.
 const QUERY_TILE: Range<usize> = 4..32;
+/// So few units are merged sooner than a loop begins.
+const SERIAL_UNITS: usize = 16;
 /// Accumulators are padded to a multiple of this, the most lanes of any level.
 const PAD: usize = 16;
 
@@ -133,6 +156,27 @@ struct Partial<'a> {
     sum: &'a mut [f32],
 }
 
+/// A [`Partial`] to read, or some of its rows.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    acc: &'a [f32],
+    max: &'a [f32],
+    sum: &'a [f32],
+}
+
+impl<'a> Found<'a> {
+    fn new(floats: &'a [f32], rows: usize) -> Found<'a> {
+        let (acc, rest) = floats.split_at(floats.len() - 2 * rows);
+        let (max, sum) = rest.split_at(rows);
+        Found { acc, max, sum }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Found<'a> {
+        let width = self.acc.len() / self.max.len();
+        Found { acc: &self.acc[rows.start * width..rows.end * width], max: &self.max[rows.clone()], sum: &self.sum[rows] }
+    }
+}
+
 impl Partial<'_> {
     fn floats(rows: usize, value_length: usize) -> usize {
         rows * (value_length.next_multiple_of(PAD) + 2)
@@ -151,29 +195,39 @@ impl Partial<'_> {
         self.sum.fill(0.0);
     }
 
-    /// Adds what a later part found.
-    fn merge(&mut self, other: &Partial<'_>) {
-        let width = self.acc.len() / self.max.len();
-        for (r, acc) in self.acc.chunks_exact_mut(width).enumerate() {
-            let max = if other.max[r] > self.max[r] || other.max[r].is_nan() { other.max[r] } else { self.max[r] };
-            if max == f32::NEG_INFINITY {
-                continue;
-            }
-            let (mine, its) = (exp(self.max[r] - max), exp(other.max[r] - max));
-            for (a, b) in acc.iter_mut().zip(&other.acc[r * width..]) {
-                *a = *a * mine + b * its;
-            }
-            self.sum[r] = self.sum[r] * mine + other.sum[r] * its;
-            self.max[r] = max;
-        }
-    }
-
-    /// The weighted mean of row `r` into `out`; zeros where the row saw nothing.
+    /// Row `r`'s weighted mean into `out`; zeros where the row saw nothing.
     fn finish(&self, r: usize, out: &mut [f32]) {
         let width = self.acc.len() / self.max.len();
         let inverse = if self.sum[r] == 0.0 { 0.0 } else { 1.0 / self.sum[r] };
         for (o, a) in out.iter_mut().zip(&self.acc[r * width..]) {
             *o = a * inverse;
+        }
+    }
+}
+
+/// Adds what a later part found. (Plain loops: nothing is fused.)
+struct Merge<'a, 'b> {
+    total: &'a mut Partial<'b>,
+    later: Found<'a>,
+}
+
+impl Task for Merge<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Merge { total, later } = self;
+        let width = total.acc.len() / total.max.len();
+        for (r, (acc, other)) in total.acc.chunks_exact_mut(width).zip(later.acc.chunks_exact(width)).enumerate() {
+            let max = if later.max[r] > total.max[r] || later.max[r].is_nan() { later.max[r] } else { total.max[r] };
+            if max == f32::NEG_INFINITY {
+                continue;
+            }
+            let (mine, its) = (exp(total.max[r] - max), exp(later.max[r] - max));
+            for (a, b) in acc.iter_mut().zip(other) {
+                *a = *a * mine + b * its;
+            }
+            total.sum[r] = total.sum[r] * mine + later.sum[r] * its;
+            total.max[r] = max;
         }
     }
 }
@@ -211,14 +265,14 @@ thread_local! {
 }
 
 /// `out = softmax(scale * q K^T) V` for every token and head; `out` is `(tokens, heads, value_length)`.
-/// `segments[h]` are those of KV head `h`. A query that sees nothing gets zeros.
-pub fn attention(pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[Vec<KvSegment<'_>>], out: &mut [f32]) {
+/// `segments` is `(heads_kv, n)`: those of the first KV head, then as many of the next. A query that sees nothing gets zeros.
+pub fn attention(pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) {
     attention_at(Level::detect(), pass, shape, queries, segments, out);
 }
 
 /// [`attention`] at a level of one's choice. Every level but `Portable` gives the same bits.
-pub fn attention_at(level: Level, pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[Vec<KvSegment<'_>>], out: &mut [f32]) {
-    debug_assert_eq!(segments.len(), shape.heads_kv);
+pub fn attention_at(level: Level, pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) {
+    debug_assert!(segments.len().is_multiple_of(shape.heads_kv));
     debug_assert_eq!(out.len(), shape.tokens * shape.heads * shape.value_length);
     if shape.tokens == 0 {
         return;
@@ -236,12 +290,18 @@ struct Call<'a> {
     level: Level,
     shape: &'a Shape,
     queries: Queries<'a>,
-    segments: &'a [Vec<KvSegment<'a>>],
+    segments: &'a [KvSegment<'a>],
 }
 
 impl<'a> Call<'a> {
     fn group(&self) -> usize {
         self.shape.heads / self.shape.heads_kv
+    }
+
+    /// What a KV head holds.
+    fn of_head(&self, head: usize) -> &'a [KvSegment<'a>] {
+        let each = self.segments.len() / self.shape.heads_kv;
+        &self.segments[head * each..][..each]
     }
 
     /// The tile of `tokens` tokens that is number `i`, through one KV head.
@@ -253,7 +313,7 @@ impl<'a> Call<'a> {
             tokens: tokens.min(self.shape.tokens - first),
             head,
             queries: self.queries,
-            segments: &self.segments[head],
+            segments: self.of_head(head),
         }
     }
 
@@ -274,7 +334,6 @@ impl<'a> Call<'a> {
                     w.total.resize(floats, 0.0);
                     w.partial.resize(floats, 0.0);
                     w.thresholds.resize(if tile.has_thresholds() { rows } else { 0 }, 0.0);
-                    tile.pack_queries(&mut w.buffers);
                     if tile.has_thresholds() {
                         self.find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
                     }
@@ -285,15 +344,19 @@ impl<'a> Call<'a> {
                         let mut partial = Partial::new(&mut w.partial, rows);
                         let (thresholds, buffers) = (&w.thresholds, &mut w.buffers);
                         dispatch(self.level, FoldPart { tile: &tile, part, thresholds, buffers, partial: &mut partial });
-                        total.merge(&partial);
+                        dispatch(self.level, Merge { total: &mut total, later: Found::new(&w.partial, rows) });
                     }
-                    self.put(&tile, &total, out);
+                    let (group, length) = (self.group(), self.shape.value_length);
+                    for r in 0..rows {
+                        let at = (r / group * self.shape.heads + head * group + r % group) * length;
+                        total.finish(r, &mut out[at..][..length]);
+                    }
                 }
             });
         });
     }
 
-    /// Parts over the threads; then the tiles of tokens merge theirs.
+    /// Parts over the threads; then tokens and heads merge theirs.
     fn by_parts(&self, pass: &Pass<'_>, tokens: usize, plan: &mut Plan, out: &mut [f32]) {
         let heads = self.shape.heads_kv;
         let rows = tokens * self.group();
@@ -312,10 +375,7 @@ impl<'a> Call<'a> {
         pass.for_each_chunk(&mut plan.thresholds, rows, |i, thresholds| {
             let tile = self.tile(tokens, i / heads, i % heads);
             if tile.has_thresholds() {
-                WORKSPACE.with_borrow_mut(|w| {
-                    tile.pack_queries(&mut w.buffers);
-                    self.find_thresholds(&tile, &mut w.buffers, thresholds);
-                });
+                WORKSPACE.with_borrow_mut(|w| self.find_thresholds(&tile, &mut w.buffers, thresholds));
             }
         });
         let floats = Partial::floats(rows, self.shape.value_length);
@@ -329,37 +389,36 @@ impl<'a> Call<'a> {
             let thresholds = thresholds.get((unit.tile * heads + unit.head) * rows..).unwrap_or(&[]);
             let thresholds = if tile.has_thresholds() { &thresholds[..tile.rows()] } else { &[] };
             WORKSPACE.with_borrow_mut(|w| {
-                tile.pack_queries(&mut w.buffers);
                 let buffers = &mut w.buffers;
                 let partial = &mut Partial::new(&mut partial[..Partial::floats(tile.rows(), self.shape.value_length)], tile.rows());
                 dispatch(self.level, FoldPart { tile: &tile, part: &unit.part, thresholds, buffers, partial });
             });
         });
-        let partials = &mut plan.partials;
-        WORKSPACE.with_borrow_mut(|w| {
-            let row = self.shape.heads * self.shape.value_length;
-            for (i, out) in out.chunks_mut(tokens * row).enumerate() {
-                for head in 0..heads {
-                    let tile = self.tile(tokens, i, head);
-                    let floats_here = Partial::floats(tile.rows(), self.shape.value_length);
-                    w.total.resize(floats_here, 0.0);
-                    let mut total = Partial::new(&mut w.total, tile.rows());
-                    total.clear();
-                    for (_, partial) in units.iter().zip(partials.chunks_exact_mut(floats)).filter(|(u, _)| (u.tile, u.head) == (i, head)) {
-                        total.merge(&Partial::new(&mut partial[..floats_here], tile.rows()));
-                    }
-                    self.put(&tile, &total, out);
+        let partials = &plan.partials;
+        let merge = |i: usize, out: &mut [f32]| {
+            let (token, head) = (i / heads, i % heads);
+            let tile = self.tile(tokens, token / tokens, head);
+            let (group, first) = (self.group(), token % tokens * self.group());
+            WORKSPACE.with_borrow_mut(|w| {
+                w.total.resize(Partial::floats(group, self.shape.value_length), 0.0);
+                let mut total = Partial::new(&mut w.total, group);
+                total.clear();
+                for (_, partial) in
+                    units.iter().zip(partials.chunks_exact(floats)).filter(|(u, _)| (u.tile, u.head) == (token / tokens, head))
+                {
+                    let found = Found::new(&partial[..Partial::floats(tile.rows(), self.shape.value_length)], tile.rows());
+                    dispatch(self.level, Merge { total: &mut total, later: found.rows(first..first + group) });
                 }
-            }
-        });
-    }
-
-    /// Writes a head's results to the tile's rows of the output.
-    fn put(&self, tile: &QueryTile<'_>, total: &Partial<'_>, out: &mut [f32]) {
-        let (group, length) = (self.group(), self.shape.value_length);
-        for r in 0..tile.rows() {
-            let at = (r / group * self.shape.heads + tile.head * group + r % group) * length;
-            total.finish(r, &mut out[at..][..length]);
+                for (r, out) in out.chunks_exact_mut(self.shape.value_length).enumerate() {
+                    total.finish(r, out);
+                }
+            });
+        };
+        let each = self.group() * self.shape.value_length;
+        if units.len() < SERIAL_UNITS {
+            out.chunks_exact_mut(each).enumerate().for_each(|(i, out)| merge(i, out));
+        } else {
+            pass.for_each_chunk(out, each, merge);
         }
     }
 }
@@ -371,7 +430,8 @@ mod tests {
     fn segment(len: usize, visibility: Visibility) -> KvSegment<'static> {
         let (keys, values): (&[u8], &[u8]) = (&[], &[]);
         let query = QueryKind::Memory;
-        KvSegment { codec: Codec::F32, keys, values, key_stride: 0, value_stride: 0, len, query, visibility }
+        let entries = Entries::Rows { codec: Codec::F32, keys, values, key_stride: 0, value_stride: 0 };
+        KvSegment { entries, len, query, visibility }
     }
 
     #[test]
@@ -379,10 +439,10 @@ mod tests {
         let mut parts = Vec::new();
         for window in [1, PART - 1, PART, PART + 1, 3 * PART] {
             let mut segments = vec![segment(window, Visibility::Causal { first: 0, window: 0 })];
-            segments.extend([200, 200, 200, 2 * PART + 50, 400, 0, 60, 10].map(|n| segment(n, Visibility::All)));
+            segments.extend([100, 100, 100, 2 * PART + 25, 200, 0, 30, 5].map(|n| segment(n, Visibility::All)));
             cut(&segments, &mut parts);
             let all: Vec<_> = parts.iter().filter(|p| p.open).map(|p| (p.segment, p.skip, p.keys)).collect();
-            assert_eq!(all, [(1, 0, 400), (3, 0, 200), (4, 0, PART), (4, PART, PART), (4, 2 * PART, 510), (8, 0, 10)]);
+            assert_eq!(all, [(1, 0, 200), (3, 0, 100), (4, 0, PART), (4, PART, PART), (4, 2 * PART, 255), (8, 0, 5)]);
             assert_eq!(parts.iter().filter(|p| !p.open).map(|p| p.keys).sum::<usize>(), window);
         }
     }

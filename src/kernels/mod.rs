@@ -7,4 +7,5 @@ pub mod matmul;
 pub mod norm;
 pub mod probe;
 pub mod rotary;
+pub mod tiles;
 pub mod vector;

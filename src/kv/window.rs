@@ -8,12 +8,13 @@
 //! layers above the last stored one while a document is read into memory (they hold none, and nobody asks).
 
 use crate::error::{Error, Result};
-use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
+use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
+use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 use crate::threads::Pass;
 
-/// Elements that make one chunk of a batch's encoding.
-const ENCODED_AT_ONCE: usize = 4096;
+/// Tiles that make one chunk of a batch's encoding.
+const TILES_AT_ONCE: usize = 2;
 
 /// What one layer stores per token.
 #[derive(Clone, Copy, Debug)]
@@ -29,17 +30,27 @@ pub struct LayerShape {
 }
 
 impl LayerShape {
-    /// Bytes of the keys and of the values of `tokens` tokens.
-    fn bytes(&self, codec: Codec, tokens: usize) -> (usize, usize) {
-        let each = tokens * self.heads_kv * codec.bytes();
-        (each * self.key_length, each * self.value_length)
+    fn tile(&self, codec: Codec) -> TileLayout {
+        TileLayout { codec, key_length: self.key_length, value_length: self.value_length }
+    }
+
+    /// Bytes from one head's tile to its next one: the tiles of all heads.
+    fn stride(&self, codec: Codec) -> usize {
+        self.heads_kv * self.tile(codec).bytes()
+    }
+
+    /// Bytes of the tiles of `tokens` tokens.
+    fn bytes(&self, codec: Codec, tokens: usize) -> usize {
+        tokens.div_ceil(TILE_TOKENS) * self.stride(codec)
     }
 }
 
+/// Tiles of sixteen tokens, `(tiles, heads_kv)`.
 #[derive(Default)]
 struct Layer {
-    keys: Vec<u8>,
-    values: Vec<u8>,
+    tiles: Vec<u8>,
+    /// Tokens held.
+    len: usize,
 }
 
 /// The local context of a session.
@@ -91,7 +102,7 @@ impl Window {
 
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| l.keys.capacity() + l.values.capacity()).sum()
+        self.layers.iter().map(|l| l.tiles.capacity()).sum()
     }
 
     /// Makes room for `n` more tokens, or says that the window or the RAM is too small. Nothing changes on error.
@@ -101,9 +112,7 @@ impl Window {
             return Err(Error::Limit { what: "context window (tokens)".into(), limit: self.capacity as u64, asked: need as u64 });
         }
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let (keys, values) = shape.bytes(self.codec, need);
-            grow(&mut layer.keys, keys)?;
-            grow(&mut layer.values, values)?;
+            grow(&mut layer.tiles, shape.bytes(self.codec, need))?;
         }
         Ok(())
     }
@@ -111,14 +120,24 @@ impl Window {
     /// Appends a batch's keys and values, `(tokens, heads_kv, length)`, to one layer. Between the first layer of a batch and
     /// [`Window::advance`] the layers differ in length.
     pub fn append(&mut self, pass: &Pass<'_>, layer: usize, keys: &[f32], values: &[f32]) {
-        let (l, codec) = (&mut self.layers[layer], self.codec);
-        for (floats, bytes) in [(keys, &mut l.keys), (values, &mut l.values)] {
-            let start = bytes.len();
-            bytes.resize(start + floats.len() * codec.bytes(), 0);
-            pass.for_each_chunk(&mut bytes[start..], ENCODED_AT_ONCE * codec.bytes(), |i, bytes| {
-                codec.encode(&floats[i * ENCODED_AT_ONCE..][..bytes.len() / codec.bytes()], bytes);
-            });
-        }
+        let (shape, l) = (&self.shapes[layer], &mut self.layers[layer]);
+        let (tile, stride) = (shape.tile(self.codec), shape.stride(self.codec));
+        let (key_row, value_row) = (shape.heads_kv * shape.key_length, shape.heads_kv * shape.value_length);
+        let (first, end) = (l.len, l.len + keys.len() / key_row);
+        l.tiles.resize(shape.bytes(self.codec, end), 0);
+        l.len = end;
+        let whole = first / TILE_TOKENS;
+        pass.for_each_chunk(&mut l.tiles[whole * stride..], TILES_AT_ONCE * stride, |i, tiles| {
+            for (i, heads) in (whole + i * TILES_AT_ONCE..).zip(tiles.chunks_exact_mut(stride)) {
+                for token in first.max(i * TILE_TOKENS)..end.min((i + 1) * TILE_TOKENS) {
+                    let keys = keys[(token - first) * key_row..][..key_row].chunks_exact(shape.key_length);
+                    let values = values[(token - first) * value_row..][..value_row].chunks_exact(shape.value_length);
+                    for (head, (key, value)) in heads.chunks_exact_mut(tile.bytes()).zip(keys.zip(values)) {
+                        tile.put(head, token % TILE_TOKENS, key, value);
+                    }
+                }
+            }
+        });
     }
 
     /// Ends a batch of `n` tokens: all layers have it now.
@@ -135,9 +154,8 @@ impl Window {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let (keys, values) = shape.bytes(self.codec, self.len);
-            layer.keys.truncate(keys);
-            layer.values.truncate(values);
+            layer.tiles.truncate(shape.bytes(self.codec, self.len));
+            layer.len = layer.len.min(self.len);
         }
     }
 
@@ -145,9 +163,7 @@ impl Window {
     pub fn evict(&mut self, n: usize) {
         let n = n.min(self.len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            let (keys, values) = shape.bytes(self.codec, n);
-            layer.keys.drain(..keys.min(layer.keys.len()));
-            layer.values.drain(..values.min(layer.values.len()));
+            layer.evict(n, shape, self.codec);
         }
         self.first += n as i64;
         self.len -= n;
@@ -162,29 +178,49 @@ impl Window {
     /// Rotated keys and values, `(n, heads_kv, length)` each, of the `n` oldest entries of a layer.
     pub fn entries(&self, layer: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
-        for (bytes, length, out) in [(&l.keys, shape.key_length, keys), (&l.values, shape.value_length, values)] {
-            out.clear();
-            out.resize(n * shape.heads_kv * length, 0.0);
-            self.codec.decode(&bytes[..out.len() * self.codec.bytes()], out);
+        let tile = shape.tile(self.codec);
+        keys.clear();
+        values.clear();
+        keys.resize(n * shape.heads_kv * shape.key_length, 0.0);
+        values.resize(n * shape.heads_kv * shape.value_length, 0.0);
+        let entries = keys.chunks_exact_mut(shape.key_length).zip(values.chunks_exact_mut(shape.value_length));
+        for (i, (key, value)) in entries.enumerate() {
+            let (token, head) = (i / shape.heads_kv, i % shape.heads_kv);
+            let at = token / TILE_TOKENS * shape.stride(self.codec) + head * tile.bytes();
+            tile.get(&l.tiles[at..][..tile.bytes()], token % TILE_TOKENS, key, value);
         }
     }
 
     /// What KV head `head` of `layer` holds, the batch just appended included, for attention.
     pub fn segment(&self, layer: usize, head: usize) -> KvSegment<'_> {
-        let shape = &self.shapes[layer];
-        let l = &self.layers[layer];
-        let each = self.codec.bytes();
-        let len = l.keys.len() / shape.bytes(self.codec, 1).0;
+        let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
+        let layout = shape.tile(self.codec);
+        let bytes = l.tiles.get(head * layout.bytes()..).unwrap_or(&[]);
         KvSegment {
-            codec: self.codec,
-            keys: l.keys.get(head * shape.key_length * each..).unwrap_or(&[]),
-            values: l.values.get(head * shape.value_length * each..).unwrap_or(&[]),
-            key_stride: shape.heads_kv * shape.key_length,
-            value_stride: shape.heads_kv * shape.value_length,
-            len,
+            entries: Entries::Tiles { layout, bytes, stride: shape.stride(self.codec) },
+            len: l.len,
             query: QueryKind::Local,
             visibility: Visibility::Causal { first: self.len, window: shape.sliding_window },
         }
+    }
+}
+
+impl Layer {
+    fn evict(&mut self, n: usize, shape: &LayerShape, codec: Codec) {
+        let n = n.min(self.len);
+        let (tile, stride) = (shape.tile(codec), shape.stride(codec));
+        self.tiles.drain(..n / TILE_TOKENS * stride);
+        self.len -= n;
+        let odd = n % TILE_TOKENS;
+        if odd > 0 {
+            for token in 0..self.len {
+                for head in 0..shape.heads_kv {
+                    let place = |token: usize| (token / TILE_TOKENS * stride + head * tile.bytes(), token % TILE_TOKENS);
+                    tile.shift(&mut self.tiles, place(token + odd), place(token));
+                }
+            }
+        }
+        self.tiles.truncate(shape.bytes(codec, self.len));
     }
 }
 

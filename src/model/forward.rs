@@ -8,7 +8,7 @@ use super::scratch::Scratch;
 use super::weights::{Layer, Linear, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activation;
-use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention};
+use crate::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention};
 use crate::kernels::matmul::{Activations, matmul};
 use crate::kernels::norm::{rms_norm, rms_norm_in_place};
 use crate::kernels::rotary::Rotary;
@@ -169,24 +169,25 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     let reads_memory = project(h, layer, l, pass, c, n);
     let s = &mut *c.scratch;
     let (width, queries) = (h.embedding_length, n * h.head_count * h.key_length);
-    let mut segments: Vec<Vec<KvSegment<'_>>> = (0..h.head_count_kv).map(|head| vec![c.window.segment(l, head)]).collect();
-    if let (Some(slot), true) = (memory_slot(h, l), reads_memory) {
-        if let Some(fot) = fot_layer(h, l) {
-            s.q_memory[..queries].copy_from_slice(&s.q_raw[..queries]);
-            if fot.memory_positionals {
-                rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
+    let (slot, fot) = (memory_slot(h, l).filter(|_| reads_memory), fot_layer(h, l));
+    if let (Some(_), Some(fot)) = (slot, fot) {
+        s.q_memory[..queries].copy_from_slice(&s.q_raw[..queries]);
+        if fot.memory_positionals {
+            rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
+        }
+    } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
+        let base = c.window.first();
+        recall.prepare(h, slot, c.memories, &s.q_raw[..queries], &c.rotary.global, base, c.memory_bytes_read)?;
+    }
+    let mut segments = recycle(std::mem::take(&mut s.segments));
+    for head in 0..h.head_count_kv {
+        segments.push(c.window.segment(l, head));
+        if let (Some(slot), Some(_)) = (slot, fot) {
+            for memory in c.memories {
+                fot_segments(memory, slot, head, &mut segments, c.memory_bytes_read)?;
             }
-            for (head, segments) in segments.iter_mut().enumerate() {
-                for memory in c.memories {
-                    fot_segments(memory, slot, head, segments, c.memory_bytes_read)?;
-                }
-            }
-        } else if let Some(recall) = c.recall.as_deref_mut() {
-            let base = c.window.first();
-            recall.prepare(h, slot, c.memories, &s.q_raw[..queries], &c.rotary.global, base, c.memory_bytes_read)?;
-            for (head, segments) in segments.iter_mut().enumerate() {
-                segments.extend(recall.segment(h, slot, head));
-            }
+        } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref()) {
+            segments.extend(recall.segment(h, slot, head));
         }
     }
 
@@ -202,10 +203,18 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     let attended = n * h.head_count * h.value_length;
     let queries = Queries { local: &s.q[..queries], memory: &s.q_memory[..queries] };
     attention(pass, &shape, queries, &segments, &mut s.attended[..attended]);
+    s.segments = recycle(segments);
     s.activations.load(pass, &s.attended[..attended], h.head_count * h.value_length);
     linear(pass, &layer.attn_output, &s.activations, &mut s.h[..n * width]);
     add_residual(h, pass, layer.post_attention_norm.as_deref(), &mut s.x, &mut s.h, n);
     Ok(())
+}
+
+/// The allocation of a list for another one.
+fn recycle<'a>(mut segments: Vec<KvSegment<'_>>) -> Vec<KvSegment<'a>> {
+    segments.clear();
+    // Nothing is left to convert: the collector keeps the allocation, which a plain assignment could not for its lifetime.
+    segments.into_iter().filter_map(|_| None).collect()
 }
 
 /// `x += W_down (f(W_gate y) * W_up y)`, `y = norm(x)`
@@ -301,11 +310,13 @@ fn fot_segments<'a>(memory: &'a Memory, slot: usize, head: usize, segments: &mut
         let (keys, values) = (memory.keys(slot, head, block)?, memory.values(slot, head, block)?);
         *bytes_read += (keys.bytes.len() + values.bytes.len()) as u64;
         segments.push(KvSegment {
-            codec: g.codec,
-            keys: keys.bytes,
-            values: values.bytes,
-            key_stride: g.key_length as usize,
-            value_stride: g.value_length as usize,
+            entries: Entries::Rows {
+                codec: g.codec,
+                keys: keys.bytes,
+                values: values.bytes,
+                key_stride: g.key_length as usize,
+                value_stride: g.value_length as usize,
+            },
             len: keys.len,
             query: QueryKind::Memory,
             visibility: Visibility::All,

@@ -14,7 +14,7 @@
 
 use super::hparams::Hparams;
 use crate::error::Result;
-use crate::kernels::attention::{KvSegment, QueryKind, Visibility};
+use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::vector::exp;
@@ -175,11 +175,13 @@ impl Recall {
     pub fn segment(&self, h: &Hparams, slot: usize, head: usize) -> Option<KvSegment<'_>> {
         let layer = &self.layers[slot];
         (layer.tokens > 0).then(|| KvSegment {
-            codec: CODEC,
-            keys: &layer.keys[head * h.key_length * CODEC.bytes()..],
-            values: &layer.values[head * h.value_length * CODEC.bytes()..],
-            key_stride: h.head_count_kv * h.key_length,
-            value_stride: h.head_count_kv * h.value_length,
+            entries: Entries::Rows {
+                codec: CODEC,
+                keys: &layer.keys[head * h.key_length * CODEC.bytes()..],
+                values: &layer.values[head * h.value_length * CODEC.bytes()..],
+                key_stride: h.head_count_kv * h.key_length,
+                value_stride: h.head_count_kv * h.value_length,
+            },
             len: layer.tokens,
             query: QueryKind::Local,
             visibility: Visibility::All,

@@ -2,6 +2,7 @@
 //! allocates nothing per token.
 
 use crate::error::{Result, try_grow};
+use crate::kernels::attention::KvSegment;
 use crate::kernels::matmul::Activations;
 use crate::model::hparams::Hparams;
 
@@ -32,6 +33,8 @@ pub struct Scratch {
     pub logits: Vec<f32>,
     /// `(n, pairs)` of (cos, sin): global layers, sliding layers, and by index in the window.
     pub angles: Angles,
+    /// What attention reads; empty between layers.
+    pub segments: Vec<KvSegment<'static>>,
     /// Quantised input of the matrix at hand.
     pub activations: Activations,
 }

@@ -1,0 +1,219 @@
+//! Keys and values as the products read them: in cells of sixteen elements, in place where the window's tiles are encoded floats,
+//! else decoded into a buffer.
+//!
+//! A tile is sixteen tokens. Of keys, it has a cell for each element, which holds that element of every token; of values, it has
+//! the cells of the first token's row, then those of the second's, and so on.
+
+use super::{Entries, KvSegment};
+use crate::kernels::codec::{Bf16, Codec, Encoding, F16, F32};
+use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
+use crate::kernels::vector::LANES;
+use crate::simd::{Rows, Simd};
+
+/// How a cell is stored.
+pub(super) trait Cells {
+    /// What cells are cut from.
+    type Element;
+    /// Sixteen elements.
+    type Cell;
+    /// The cells that a slice consists of.
+    fn cut(elements: &[Self::Element]) -> &[Self::Cell];
+    /// `LANES` elements of a cell, the first of which is number `from`.
+    fn load<S: Simd>(s: S, cell: &Self::Cell, from: usize) -> S::F;
+}
+
+/// Decoded.
+pub(super) struct Floats;
+
+impl Cells for Floats {
+    type Element = f32;
+    type Cell = [f32; 16];
+    #[inline(always)]
+    fn cut(elements: &[f32]) -> &[[f32; 16]] {
+        elements.as_chunks().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, cell: &[f32; 16], from: usize) -> S::F {
+        s.load(&cell[from..])
+    }
+}
+
+macro_rules! encoded {
+    ($name:ident, $bytes:literal) => {
+        impl Cells for $name {
+            type Element = u8;
+            type Cell = [u8; $bytes];
+            #[inline(always)]
+            fn cut(elements: &[u8]) -> &[[u8; $bytes]] {
+                elements.as_chunks().0
+            }
+            #[inline(always)]
+            fn load<S: Simd>(s: S, cell: &[u8; $bytes], from: usize) -> S::F {
+                <$name as Encoding>::load(s, &cell[from * $bytes / 16..])
+            }
+        }
+    };
+}
+encoded!(F32, 64);
+encoded!(F16, 32);
+encoded!(Bf16, 32);
+
+/// The cells of the keys, or of the values, of consecutive tiles.
+pub(super) struct View<'a, T: Cells> {
+    pub elements: &'a [T::Element],
+    /// Elements from one tile to the next.
+    pub stride: usize,
+    /// Elements of a tile.
+    pub each: usize,
+}
+
+impl<T: Cells> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: Cells> Copy for View<'_, T> {}
+
+impl<'a, T: Cells> View<'a, T> {
+    /// The cells of tile `i`.
+    #[inline(always)]
+    pub fn tile(&self, i: usize) -> &'a [T::Cell] {
+        T::cut(&self.elements[i * self.stride..][..self.each])
+    }
+}
+
+impl<'a> View<'a, Floats> {
+    /// Of decoded tiles, one after the other.
+    #[inline(always)]
+    pub fn of(elements: &'a [f32], each: usize) -> Self {
+        View { elements, stride: each, each }
+    }
+}
+
+/// The keys and the values of the window's tiles from `first` on, in place.
+#[inline(always)]
+pub(super) fn in_place<'a, T: Cells<Element = u8>>(
+    layout: &TileLayout,
+    bytes: &'a [u8],
+    stride: usize,
+    first: usize,
+) -> (View<'a, T>, View<'a, T>) {
+    let bytes = bytes.get(first * stride..).unwrap_or(&[]);
+    let (key_bytes, value_bytes) = (layout.key_bytes(), layout.value_bytes());
+    let values = bytes.get(key_bytes..).unwrap_or(&[]);
+    (View { elements: bytes, stride, each: key_bytes }, View { elements: values, stride, each: value_bytes })
+}
+
+/// Runs `$call` with the type of a codec.
+macro_rules! by_codec {
+    ($codec:expr, $e:ident => $call:expr) => {
+        match $codec {
+            Codec::F32 => {
+                type $e = F32;
+                $call
+            }
+            Codec::F16 => {
+                type $e = F16;
+                $call
+            }
+            Codec::Bf16 => {
+                type $e = Bf16;
+                $call
+            }
+        }
+    };
+}
+pub(super) use by_codec;
+
+/// Keys `at .. at + n` of a segment, of `d` elements, as tiles into `out`. The last tile's columns behind them get anything.
+#[inline(always)]
+pub(super) fn decode_keys<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: usize, d: usize, spill: &mut Vec<u8>, out: &mut [f32]) {
+    match &segment.entries {
+        Entries::Rows { codec, keys, key_stride, .. } => {
+            by_codec!(codec, E => transpose::<S, E>(s, keys, *key_stride, at, n, d, spill, out))
+        }
+        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.codec, E => {
+            copy(s, in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).0, n.div_ceil(TILE_TOKENS), out)
+        }),
+    }
+}
+
+/// Values `at .. at + n` of a segment, of `length` elements, as rows of whole cells into `out`.
+#[inline(always)]
+pub(super) fn decode_values<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: usize, length: usize, out: &mut [f32]) {
+    match &segment.entries {
+        Entries::Rows { codec, values, value_stride, .. } => {
+            by_codec!(codec, E => load::<S, E>(s, values, *value_stride, at, n, length, out))
+        }
+        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.codec, E => {
+            copy(s, in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).1, n.div_ceil(TILE_TOKENS), out)
+        }),
+    }
+}
+
+/// Decodes the first `tiles` tiles.
+#[inline(always)]
+fn copy<S: Simd, T: Cells>(s: S, view: View<'_, T>, tiles: usize, out: &mut [f32]) {
+    for i in 0..tiles {
+        let cells = view.tile(i);
+        for (cell, out) in cells.iter().zip(out[i * cells.len() * LANES..].chunks_exact_mut(LANES)) {
+            for from in (0..LANES).step_by(S::LANES) {
+                s.store(T::load(s, cell, from), &mut out[from..]);
+            }
+        }
+    }
+}
+
+/// Rows of keys into the columns of tiles.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+fn transpose<S: Simd, E: Encoding>(s: S, keys: &[u8], stride: usize, at: usize, n: usize, d: usize, spill: &mut Vec<u8>, out: &mut [f32]) {
+    let (stride, row) = (stride * E::BYTES, d * E::BYTES);
+    let padded = row.next_multiple_of(16);
+    for first in (0..n).step_by(S::LANES) {
+        let key = at + first;
+        let whole = row == padded && first + S::LANES <= n && (key + S::LANES) * stride <= keys.len();
+        let group = if whole {
+            Rows::new(keys, stride, key, S::LANES)
+        } else {
+            spill.clear();
+            spill.resize(S::LANES * padded, 0);
+            for (r, spill) in spill.chunks_exact_mut(padded).take(n - first).enumerate() {
+                spill[..row].copy_from_slice(&keys[(key + r) * stride..][..row]);
+            }
+            Rows::new(spill, padded, 0, S::LANES)
+        };
+        let per_lane = 4 / E::BYTES;
+        let tile = &mut out[first / TILE_TOKENS * d * LANES..][..d * LANES];
+        for (c, out) in tile.chunks_mut(4 * per_lane * LANES).enumerate() {
+            let words = s.transpose(s.rows_quad(&group, 16 * c));
+            for (out, words) in out.chunks_mut(per_lane * LANES).zip(words) {
+                for (j, out) in out.chunks_exact_mut(LANES).enumerate() {
+                    s.store(E::lane(s, words, j), &mut out[first % TILE_TOKENS..]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of values, filled with zeros up to a whole cell.
+#[inline(always)]
+fn load<S: Simd, E: Encoding>(s: S, values: &[u8], stride: usize, at: usize, n: usize, length: usize, out: &mut [f32]) {
+    let stride = stride * E::BYTES;
+    let whole = length - length % S::LANES;
+    for (i, out) in out.chunks_exact_mut(length.next_multiple_of(LANES)).take(n).enumerate() {
+        let bytes = &values[(at + i) * stride..][..length * E::BYTES];
+        let (vectors, rest) = bytes.split_at(whole * E::BYTES);
+        for (b, o) in vectors.chunks_exact(S::LANES * E::BYTES).zip(out.chunks_exact_mut(S::LANES)) {
+            s.store(E::load(s, b), o);
+        }
+        let end = &mut out[whole..];
+        end.fill(0.0);
+        if !rest.is_empty() {
+            let mut last = [0; 4 * LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            s.store(E::load(s, &last), end);
+        }
+    }
+}

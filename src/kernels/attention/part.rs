@@ -1,0 +1,408 @@
+//! A part of the keys and values against the queries of a tile of tokens: scores, then weights, then the weighted values.
+//!
+//! Few rows read the window's tiles in place; many rows share keys and values that were decoded once, a sub-tile at a time. Both
+//! do the same arithmetic in the same order.
+//!
+//! Invariants: a row's results do not depend on the rows beside it; of a part, a row's maximum, sum and accumulator are made of
+//! exactly what it sees there, with one maximum for all of it.
+
+use super::cells::{Cells, View, by_codec, decode_keys, decode_values, in_place};
+use super::products::{add_values, score};
+use super::{Entries, KvSegment, PART, Part, Partial, Queries, QueryKind, Shape, Visibility};
+use crate::kernels::codec::{Bf16, Codec, F16, F32};
+use crate::kernels::tiles::TILE_TOKENS;
+use crate::kernels::vector::{LANES, exp_vector, sum_vectors};
+use crate::simd::{Scratch, Simd, Task};
+use std::ops::Range;
+
+/// Keys (or values) decoded at once.
+const SUB_TILE: usize = 64;
+/// Rows of a block.
+const BLOCK: usize = 4;
+/// Most rows that read in place: two blocks decode about as often as they would read a buffer.
+const IN_PLACE_ROWS: usize = 2 * BLOCK;
+/// Floats from one row's scores to the next: a part, and the rest of a tile whose beginning ends it.
+const SCORES: usize = PART + TILE_TOKENS;
+
+/// Some tokens of the batch with the query heads that share one KV head.
+pub(super) struct QueryTile<'a> {
+    pub shape: &'a Shape,
+    /// The first token.
+    pub first: usize,
+    pub tokens: usize,
+    /// KV head.
+    pub head: usize,
+    pub queries: Queries<'a>,
+    /// What this KV head holds.
+    pub segments: &'a [KvSegment<'a>],
+}
+
+/// Buffers of one thread, kept between calls.
+#[derive(Default)]
+pub(super) struct Buffers {
+    /// Keys or values of a sub-tile.
+    floats: Scratch,
+    /// Encoded keys that cannot be read in place.
+    spill: Vec<u8>,
+    /// Scores, then weights: `(rows, SCORES)`.
+    scores: Vec<f32>,
+    /// For thresholds: `(rows, keys in memory)`.
+    memory_scores: Vec<f32>,
+}
+
+/// Tokens of a part that are consecutive tokens of a segment.
+struct Piece<'a> {
+    segment: &'a KvSegment<'a>,
+    /// The first token of the segment.
+    skip: usize,
+    /// Its place in the part.
+    at: usize,
+    n: usize,
+}
+
+impl<'a> QueryTile<'a> {
+    fn group(&self) -> usize {
+        self.shape.heads / self.shape.heads_kv
+    }
+
+    /// Row `r` of the tile is (token `r / group`, query head `r % group` of this KV head).
+    pub fn rows(&self) -> usize {
+        self.tokens * self.group()
+    }
+
+    fn in_memory(&self) -> impl Iterator<Item = &KvSegment<'_>> {
+        self.segments.iter().filter(|s| s.query == QueryKind::Memory)
+    }
+
+    /// True if top-k leaves anything out.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
+    pub fn has_thresholds(&self) -> bool {
+        let k = self.shape.memory_top_k;
+        k > 0 && self.in_memory().map(|s| s.len).sum::<usize>() > k
+    }
+
+    /// Entries of the segment that a token sees.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
+    fn visible(&self, segment: &KvSegment<'_>, token: usize) -> Range<usize> {
+        match segment.visibility {
+            Visibility::All => 0..segment.len,
+            Visibility::Causal { first, window } => {
+                let end = (first + self.first + token + 1).min(segment.len);
+                let start = if window == 0 { 0 } else { end.saturating_sub(window) };
+                start..end
+            }
+        }
+    }
+
+    /// The union of what the tokens see: later ones see further, earlier ones begin sooner.
+    #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
+    fn seen(&self, segment: &KvSegment<'_>) -> Range<usize> {
+        self.visible(segment, 0).start..self.visible(segment, self.tokens - 1).end
+    }
+
+    /// True if some token sees some of the part.
+    pub fn sees(&self, part: &Part) -> bool {
+        let seen = self.seen(&self.segments[part.segment]);
+        part.open || (seen.start < part.skip + part.keys && part.skip < seen.end)
+    }
+
+    /// What row `r` sees of the part.
+    #[inline(always)]
+    fn range(&self, part: &Part, r: usize) -> Range<usize> {
+        if part.open {
+            return 0..part.keys;
+        }
+        let seen = self.visible(&self.segments[part.segment], r / self.group());
+        let start = seen.start.clamp(part.skip, part.skip + part.keys) - part.skip;
+        let end = seen.end.clamp(part.skip, part.skip + part.keys) - part.skip;
+        start..end.max(start)
+    }
+
+    /// The query of row `r`.
+    #[inline(always)]
+    fn query(&self, kind: QueryKind, r: usize) -> &'a [f32] {
+        let queries = if kind == QueryKind::Local { self.queries.local } else { self.queries.memory };
+        let row = (self.first + r / self.group()) * self.shape.heads + self.head * self.group() + r % self.group();
+        &queries[row * self.shape.key_length..][..self.shape.key_length]
+    }
+
+    fn pieces(&self, part: &Part) -> impl Iterator<Item = Piece<'a>> {
+        let (keys, mut skip, mut at) = (part.keys, part.skip, 0);
+        self.segments[part.segment..].iter().map_while(move |segment| {
+            let piece = Piece { segment, skip, at, n: (segment.len - skip).min(keys - at) };
+            let wanted = at < keys;
+            skip = 0;
+            at += piece.n;
+            wanted.then_some(piece)
+        })
+    }
+}
+
+/// Runs `$call` with the block's number of rows as a constant.
+macro_rules! by_rows {
+    ($rows:expr, $r:ident => $call:expr) => {
+        match $rows {
+            4 => {
+                const $r: usize = 4;
+                $call
+            }
+            3 => {
+                const $r: usize = 3;
+                $call
+            }
+            2 => {
+                const $r: usize = 2;
+                $call
+            }
+            _ => {
+                const $r: usize = 1;
+                $call
+            }
+        }
+    };
+}
+
+/// Everything that the rows of a tile learn from a part.
+pub(super) struct FoldPart<'a, 'b> {
+    pub tile: &'a QueryTile<'a>,
+    pub part: &'a Part,
+    /// Per row, or empty: memory keys that score less do not count.
+    pub thresholds: &'a [f32],
+    pub buffers: &'a mut Buffers,
+    pub partial: &'a mut Partial<'b>,
+}
+
+impl Task for FoldPart<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let FoldPart { tile, part, thresholds, buffers, partial } = self;
+        partial.clear();
+        let need = tile.rows() * SCORES;
+        if buffers.scores.len() < need {
+            buffers.scores.resize(need, 0.0);
+        }
+        for piece in tile.pieces(part) {
+            score_piece(s, tile, part, &piece, buffers);
+            if piece.segment.query == QueryKind::Memory {
+                for (scores, least) in buffers.scores.chunks_exact_mut(SCORES).zip(thresholds) {
+                    for score in &mut scores[piece.at..piece.at + piece.n] {
+                        *score = if *score < *least { f32::NEG_INFINITY } else { *score };
+                    }
+                }
+            }
+        }
+        for (r, scores) in buffers.scores.chunks_exact_mut(SCORES).take(tile.rows()).enumerate() {
+            (partial.max[r], partial.sum[r]) = weigh(s, tile.range(part, r), scores);
+        }
+        for piece in tile.pieces(part) {
+            add_piece(s, tile, part, &piece, buffers, partial);
+        }
+    }
+}
+
+/// With top-k: per row, the k-th best score over all memory segments.
+pub(super) struct Thresholds<'a> {
+    pub tile: &'a QueryTile<'a>,
+    pub buffers: &'a mut Buffers,
+    pub thresholds: &'a mut [f32],
+}
+
+impl Task for Thresholds<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Thresholds { tile, buffers, thresholds } = self;
+        let total: usize = tile.in_memory().map(|s| s.len).sum();
+        buffers.memory_scores.resize(tile.rows() * total, 0.0);
+        buffers.scores.resize(buffers.scores.len().max(tile.rows() * SCORES), 0.0);
+        let mut filled = 0;
+        for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
+            for skip in (0..segment.len).step_by(PART) {
+                let n = PART.min(segment.len - skip);
+                let part = Part { segment: i, skip, keys: n, open: true };
+                score_piece(s, tile, &part, &Piece { segment, skip, at: 0, n }, buffers);
+                for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
+                    all[filled..filled + n].copy_from_slice(&scores[..n]);
+                }
+                filled += n;
+            }
+        }
+        for (scores, threshold) in buffers.memory_scores.chunks_exact_mut(total).zip(thresholds) {
+            let (_, kth, _) = scores.select_nth_unstable_by(tile.shape.memory_top_k - 1, |a, b| b.total_cmp(a));
+            *threshold = *kth;
+        }
+    }
+}
+
+/// The piece's scores for every row, in `buffers.scores` from `piece.at` on.
+#[inline(always)]
+fn score_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) {
+    let kind = piece.segment.query;
+    if let (Entries::Tiles { layout, bytes, stride }, true) = (&piece.segment.entries, tile.rows() <= IN_PLACE_ROWS) {
+        by_codec!(layout.codec, E => {
+            let keys = in_place::<E>(layout, bytes, *stride, piece.skip / TILE_TOKENS).0;
+            score_rows(s, tile, part, kind, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
+        });
+        return;
+    }
+    let d = tile.shape.key_length;
+    let all = seen_of(tile, part, 0..tile.rows());
+    for sub in (0..piece.n).step_by(SUB_TILE) {
+        let n = SUB_TILE.min(piece.n - sub);
+        let at = piece.at + sub..piece.at + sub + n;
+        if at.start < all.end && all.start < at.end {
+            let (keys, _) = buffers.floats.two::<f32, f32>(d * SUB_TILE, 0);
+            decode_keys(s, piece.segment, piece.skip + sub, n, d, &mut buffers.spill, keys);
+            score_rows(s, tile, part, kind, at, View::of(keys, d * LANES), &mut buffers.scores);
+        }
+    }
+}
+
+/// The union of what some rows see of a part.
+#[inline(always)]
+fn seen_of(tile: &QueryTile<'_>, part: &Part, rows: Range<usize>) -> Range<usize> {
+    tile.range(part, rows.start).start..tile.range(part, rows.end - 1).end
+}
+
+/// Scores of all rows for those of the keys `at` of the part, which are the view's first, that they see.
+#[inline(always)]
+fn score_rows<S: Simd, T: Cells>(
+    s: S,
+    tile: &QueryTile<'_>,
+    part: &Part,
+    kind: QueryKind,
+    at: Range<usize>,
+    keys: View<'_, T>,
+    scores: &mut [f32],
+) {
+    for first in (0..tile.rows()).step_by(BLOCK) {
+        let rows = BLOCK.min(tile.rows() - first);
+        let seen = seen_of(tile, part, first..first + rows);
+        let (start, end) = (seen.start.max(at.start), seen.end.min(at.end));
+        if start < end {
+            let tiles = (start - at.start) / TILE_TOKENS..(end - at.start).div_ceil(TILE_TOKENS);
+            let scores = &mut scores[first * SCORES + at.start + tiles.start * TILE_TOKENS..];
+            by_rows!(rows, R => {
+                let mut queries: [&[f32]; R] = [&[]; R];
+                for (r, query) in queries.iter_mut().enumerate() {
+                    *query = tile.query(kind, first + r);
+                }
+                score(s, queries, keys, tiles, tile.shape.scale, scores, SCORES);
+            });
+        }
+    }
+}
+
+/// Turns a row's scores in `range` into weights; gives their maximum and the weights' sum.
+#[inline(always)]
+fn weigh<S: Simd>(s: S, range: Range<usize>, scores: &mut [f32]) -> (f32, f32) {
+    if range.is_empty() {
+        return (f32::NEG_INFINITY, 0.0);
+    }
+    let whole = range.start / LANES * LANES..range.end.next_multiple_of(LANES);
+    scores[whole.start..range.start].fill(f32::NEG_INFINITY);
+    scores[range.end..whole.end].fill(f32::NEG_INFINITY);
+    let scores = scores[whole].as_chunks_mut::<LANES>().0;
+    let mut most = [s.splat(f32::NEG_INFINITY); 4];
+    for scores in scores.iter() {
+        for (most, scores) in most.iter_mut().zip(scores.chunks_exact(S::LANES)) {
+            *most = s.max(*most, s.load(scores));
+        }
+    }
+    let mut max = s.most(most[0]);
+    for most in &most[1..LANES / S::LANES] {
+        let most = s.most(*most);
+        max = if most > max || most.is_nan() { most } else { max };
+    }
+    if max == f32::NEG_INFINITY {
+        scores.as_flattened_mut().fill(0.0);
+        return (max, 0.0);
+    }
+    let maxima = s.splat(max);
+    let mut sums = [s.splat(0.0); 4];
+    for scores in scores {
+        for (scores, sum) in scores.chunks_exact_mut(S::LANES).zip(&mut sums) {
+            let weight = exp_vector(s, s.sub(s.load(scores), maxima));
+            s.store(weight, scores);
+            *sum = s.add(*sum, weight);
+        }
+    }
+    (max, sum_vectors(s, sums))
+}
+
+/// Adds the piece's values, weighted, to the rows' accumulators.
+#[inline(always)]
+fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers, partial: &mut Partial<'_>) {
+    if let (Entries::Tiles { layout, bytes, stride }, true) = (&piece.segment.entries, tile.rows() <= IN_PLACE_ROWS) {
+        by_codec!(layout.codec, E => {
+            let values = in_place::<E>(layout, bytes, *stride, piece.skip / TILE_TOKENS).1;
+            add_rows(s, tile, part, piece.at..piece.at + piece.n, values, &buffers.scores, partial);
+        });
+        return;
+    }
+    let length = tile.shape.value_length;
+    let width = length.next_multiple_of(LANES);
+    let all = seen_of(tile, part, 0..tile.rows());
+    for sub in (0..piece.n).step_by(SUB_TILE) {
+        let n = SUB_TILE.min(piece.n - sub);
+        let at = piece.at + sub..piece.at + sub + n;
+        if at.start < all.end && all.start < at.end {
+            let (values, _) = buffers.floats.two::<f32, f32>(width * SUB_TILE, 0);
+            decode_values(s, piece.segment, piece.skip + sub, n, length, values);
+            add_rows(s, tile, part, at, View::of(values, width * TILE_TOKENS), &buffers.scores, partial);
+        }
+    }
+}
+
+/// Adds the values `at` of the part, which are the view's first, to the rows that see them.
+#[inline(always)]
+fn add_rows<S: Simd, T: Cells>(
+    s: S,
+    tile: &QueryTile<'_>,
+    part: &Part,
+    at: Range<usize>,
+    values: View<'_, T>,
+    weights: &[f32],
+    partial: &mut Partial<'_>,
+) {
+    let width = tile.shape.value_length.next_multiple_of(LANES);
+    for first in (0..tile.rows()).step_by(BLOCK) {
+        let rows = BLOCK.min(tile.rows() - first);
+        let acc = &mut partial.acc[first * width..][..rows * width];
+        let weights = &weights[first * SCORES..];
+        // Tokens that every row sees; before and after them each row's own. Those that a row does not see must not even be
+        // multiplied by zero.
+        let last = tile.range(part, first + rows - 1);
+        let (start, end) = (last.start.max(at.start), tile.range(part, first).end.min(at.end));
+        let common = if start < end { start..end } else { at.end..at.end };
+        for (r, acc) in acc.chunks_exact_mut(width).enumerate() {
+            let range = tile.range(part, first + r);
+            let own = range.start.max(at.start)..range.end.min(common.start);
+            add_own(s, &weights[r * SCORES..], at.start, own, values, acc);
+        }
+        if !common.is_empty() {
+            by_rows!(rows, R => {
+                let mut of_rows: [&[f32]; R] = [&[]; R];
+                for (r, row) in of_rows.iter_mut().enumerate() {
+                    *row = &weights[r * SCORES..][common.clone()];
+                }
+                add_values(s, of_rows, values, common.start - at.start..common.end - at.start, acc, width);
+            });
+            for (r, acc) in acc.chunks_exact_mut(width).enumerate() {
+                let range = tile.range(part, first + r);
+                let own = common.end..range.end.min(at.end);
+                add_own(s, &weights[r * SCORES..], at.start, own, values, acc);
+            }
+        }
+    }
+}
+
+/// Adds the values of the part's tokens `own` to one row.
+#[inline(always)]
+fn add_own<S: Simd, T: Cells>(s: S, weights: &[f32], at: usize, own: Range<usize>, values: View<'_, T>, acc: &mut [f32]) {
+    if !own.is_empty() {
+        let width = acc.len();
+        add_values(s, [&weights[own.clone()]], values, own.start - at..own.end - at, acc, width);
+    }
+}
