@@ -230,15 +230,92 @@ impl Pass<'_> {
         });
     }
 
-    /// Cuts a row-major matrix `data` of rows of `width` into vertical bands of at most `step` columns and calls
-    /// `f(columns, band)`.
-    pub fn for_each_band<F: Fn(Range<usize>, &mut Band<'_>) + Sync>(&self, data: &mut [f32], width: usize, step: usize, f: F) {
-        assert!(width > 0 && data.len().is_multiple_of(width), "whole rows");
-        let rows = data.len() / width;
-        let base = SharedMut(data.as_mut_ptr(), PhantomData);
-        self.for_each_range(width, step, |columns| {
-            f(columns.clone(), &mut Band { base: &base, width, rows, columns });
+    /// Cuts the columns of row-major matrices (data, width), one after the other, into bands of whole units and calls
+    /// `f(matrix, columns, band)` on each. The first bands are large and the last small, so that the threads end together.
+    ///
+    /// # Panics
+    /// If a matrix is not whole rows.
+    pub fn for_each_band<const N: usize, F>(&self, matrices: [(&mut [f32], usize); N], grain: Grain, f: F)
+    where
+        F: Fn(usize, Range<usize>, &mut Band<'_>) + Sync,
+    {
+        let unit = grain.unit.max(1);
+        let matrices = matrices.map(|(data, width)| {
+            assert!(width > 0 && data.len().is_multiple_of(width), "whole rows");
+            (data.len() / width, width, SharedMut(data.as_mut_ptr(), PhantomData))
         });
+        let total = matrices.iter().map(|(_, width, _)| width.div_ceil(unit)).sum();
+        let cut = Cut { total, most: grain.most.max(1), least: grain.least.max(1), sharers: self.threads + 1 };
+        let alone = self.threads == 1;
+        self.for_each(if alone { 1 } else { cut.pieces() }, |i| {
+            let piece = if alone { 0..total } else { cut.piece(i) };
+            let mut before = 0;
+            for (m, (rows, width, base)) in matrices.iter().enumerate() {
+                let units = width.div_ceil(unit);
+                let (from, to) = (piece.start.max(before) - before, piece.end.min(before + units).saturating_sub(before));
+                // A piece of one matrix is cut again, so that no band is wider than was asked for.
+                for from in (from..to).step_by(cut.most) {
+                    let columns = from * unit..((from + cut.most).min(to) * unit).min(*width);
+                    f(m, columns.clone(), &mut Band { base, width: *width, rows: *rows, columns });
+                }
+                before += units;
+            }
+        });
+    }
+}
+
+/// How finely [`Pass::for_each_band`] cuts.
+#[derive(Clone, Copy, Debug)]
+pub struct Grain {
+    /// Columns that stay together.
+    pub unit: usize,
+    /// Most units of a piece.
+    pub most: usize,
+    /// Least units of a piece (but for the last one).
+    pub least: usize,
+}
+
+/// `total` units cut so that every piece is one `sharers`th of what is left, but for the bounds.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    total: usize,
+    most: usize,
+    least: usize,
+    sharers: usize,
+}
+
+impl Cut {
+    /// How many pieces of `most` come first.
+    fn full(self) -> usize {
+        let bound = self.most.saturating_mul(self.sharers);
+        if self.total >= bound { (self.total - bound) / self.most + 1 } else { 0 }
+    }
+
+    fn next(self, left: usize) -> usize {
+        (left / self.sharers).clamp(self.least.min(self.most), self.most).min(left)
+    }
+
+    fn pieces(self) -> usize {
+        let full = self.full();
+        let mut left = self.total - full * self.most;
+        let mut count = full;
+        while left > 0 {
+            left -= self.next(left);
+            count += 1;
+        }
+        count
+    }
+
+    fn piece(self, i: usize) -> Range<usize> {
+        let full = self.full();
+        if i < full {
+            return i * self.most..(i + 1) * self.most;
+        }
+        let mut at = full * self.most;
+        for _ in full..i {
+            at += self.next(self.total - at);
+        }
+        at..at + self.next(self.total - at)
     }
 }
 
@@ -312,7 +389,7 @@ mod tests {
         assert!(data.iter().enumerate().all(|(i, v)| *v == i as u32 / 10 + 1));
         let mut m = vec![0f32; 5 * 17];
         team.pass(|p| {
-            p.for_each_band(&mut m, 17, 4, |columns, band| {
+            p.for_each_band([(&mut m, 17)], Grain { unit: 4, most: 2, least: 1 }, |_, columns, band| {
                 for r in 0..band.rows() {
                     for (v, c) in band.row(r).iter_mut().zip(columns.clone()) {
                         *v += (r * 17 + c) as f32;
@@ -321,6 +398,42 @@ mod tests {
             })
         });
         assert!(m.iter().enumerate().all(|(i, v)| *v == i as f32));
+    }
+
+    #[test]
+    fn bands_of_several_matrices_cover_each_once() {
+        for threads in [1, 2, 3, 5] {
+            let team = Team::new(threads).unwrap();
+            for (most, least) in [(1, 1), (4, 1), (4, 2), (100, 3)] {
+                let (mut a, mut b, mut c) = (vec![0f32; 3 * 100], vec![0f32; 2 * 7], vec![0f32; 64]);
+                team.pass(|p| {
+                    let matrices = [(&mut a[..], 100), (&mut b[..], 7), (&mut c[..], 64)];
+                    p.for_each_band(matrices, Grain { unit: 8, most, least }, |m, columns, band| {
+                        assert!(columns.len() <= 8 * most && columns.start.is_multiple_of(8));
+                        for r in 0..band.rows() {
+                            band.row(r).iter_mut().for_each(|v| *v += m as f32 + 1.0);
+                        }
+                    })
+                });
+                assert!(a.iter().all(|v| *v == 1.0) && b.iter().all(|v| *v == 2.0) && c.iter().all(|v| *v == 3.0), "{threads} {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_are_the_whole_in_order_and_shrink() {
+        for total in [0, 1, 5, 60, 3072] {
+            for (most, least, sharers) in [(1, 1, 3), (4, 2, 3), (128, 1, 2), (9, 20, 5)] {
+                let cut = Cut { total, most, least, sharers };
+                let (mut at, mut last) = (0, usize::MAX);
+                for i in 0..cut.pieces() {
+                    let piece = cut.piece(i);
+                    assert!(piece.start == at && !piece.is_empty() && piece.len() <= most && piece.len() <= last, "{cut:?} {i}: {piece:?}");
+                    (at, last) = (piece.end, piece.len());
+                }
+                assert_eq!(at, total, "{cut:?}");
+            }
+        }
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn views_and_several_matrices_at_once_are_the_same_products() {
         let mut activations = Activations::new();
         team.pass(|pass| {
             activations.load_for(pass, &x, &[&a, &b, &v]);
-            matmul_many(pass, &mut [(&a, &mut out_a), (&b, &mut out_b), (&v, &mut out_v)], &activations);
+            matmul_many(pass, [(&a, &mut out_a), (&b, &mut out_b), (&v, &mut out_v)], &activations);
         });
         assert_eq!(out_v, other);
         for i in 0..n {

@@ -1,6 +1,5 @@
 //! The forward pass: embeddings, the layers, the output head. Reads like the papers; all shapes were checked at the door.
 
-use super::fot::Fot;
 use super::hparams::Hparams;
 use super::recall::Recall;
 use super::rope::RotarySet;
@@ -9,7 +8,7 @@ use super::weights::{Layer, Linear, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activation;
 use crate::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention};
-use crate::kernels::matmul::{Activations, matmul};
+use crate::kernels::matmul::{Activations, matmul, matmul_gated, matmul_many};
 use crate::kernels::norm::{rms_norm, rms_norm_in_place};
 use crate::kernels::rotary::Rotary;
 use crate::kernels::vector::add;
@@ -66,19 +65,14 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
     c.scratch.reserve(h, n, rows, w.token_embd.rows())?;
     embed(h, w, pass, tokens, &mut c.scratch.x);
     compute_angles(h, c, n);
-    let last_stored = memory_layers(h).last().filter(|_| matches!(outputs, Outputs::Memory));
+    let last_stored = h.memory_layers.last().copied().filter(|_| matches!(outputs, Outputs::Memory));
     for (l, layer) in w.layers.iter().enumerate() {
         if c.cancel.load(Ordering::Relaxed) {
             c.window.roll_back();
             return Err(Error::Cancelled);
         }
         if last_stored == Some(l) {
-            let queries = n * h.head_count * h.key_length;
-            if project(h, layer, l, pass, c, n)
-                && let (Some(slot), Some(recall)) = (memory_slot(h, l), c.recall.as_deref_mut())
-            {
-                recall.note(h, slot, &c.scratch.q_raw[..queries]);
-            }
+            project(h, layer, l, pass, c, n);
             break;
         }
         if let Err(e) = attention_block(h, layer, l, pass, c, n) {
@@ -133,51 +127,51 @@ fn compute_angles(h: &Hparams, c: &mut Context<'_>, n: usize) {
     }
 }
 
-/// Queries, keys and values of layer `l`: projected, normalised, rotated; keys and values go into the window. Where the layer
-/// reads memory, the unrotated queries are kept too. Returns whether it does.
-fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) -> bool {
+/// Queries, keys and values of layer `l`: projected, normalised, rotated; keys and values go into the window. What reads memory
+/// is told the unrotated queries on the way.
+fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) {
     let s = &mut *c.scratch;
     let width = h.embedding_length;
     let (queries, keys, values) =
         (n * h.head_count * h.key_length, n * h.head_count_kv * h.key_length, n * h.head_count_kv * h.value_length);
     norm_rows(pass, &s.x[..n * width], &layer.attn_norm, h.rms_epsilon, &mut s.h[..n * width]);
-    s.activations.load(pass, &s.h[..n * width], width);
-    linear(pass, &layer.attn_q, &s.activations, &mut s.q[..queries]);
-    linear(pass, &layer.attn_k, &s.activations, &mut s.k[..keys]);
-    linear(pass, &layer.attn_v, &s.activations, &mut s.v[..values]);
+    let (q, k, v) = (&mut s.q[..queries], &mut s.k[..keys], &mut s.v[..values]);
+    s.activations.load_for(pass, &s.h[..n * width], &[&layer.attn_q.weight, &layer.attn_k.weight, &layer.attn_v.weight]);
+    linears(pass, [(&layer.attn_q, q), (&layer.attn_k, k), (&layer.attn_v, v)], &s.activations);
+    let (q, k, v) = (&mut s.q[..queries], &mut s.k[..keys], &mut s.v[..values]);
     if let (Some(q_norm), Some(k_norm)) = (&layer.attn_q_norm, &layer.attn_k_norm) {
-        rms_norm_in_place(&mut s.q[..queries], q_norm, h.rms_epsilon);
-        rms_norm_in_place(&mut s.k[..keys], k_norm, h.rms_epsilon);
+        norm_rows_in_place(pass, q, q_norm, h.head_count, h.rms_epsilon);
+        norm_rows_in_place(pass, k, k_norm, h.head_count_kv, h.rms_epsilon);
     }
-
-    let reads_memory = memory_slot(h, l).is_some() && (!c.memories.is_empty() || c.recall.is_some());
-    if reads_memory {
-        s.q_raw[..queries].copy_from_slice(&s.q[..queries]);
+    let fot = h.fot_layer(l);
+    if let Some(slot) = h.memory_slot[l] {
+        if fot.is_some() && !c.memories.is_empty() {
+            s.q_memory[..queries].copy_from_slice(q);
+        } else if let Some(recall) = c.recall.as_deref_mut() {
+            recall.note(h, slot, q);
+        }
     }
-    let sliding = h.sliding_window[l] > 0;
-    if fot_layer(h, l).is_none_or(|f| f.memory_positionals) {
+    if fot.is_none_or(|f| f.memory_positionals) {
+        let sliding = h.sliding_window[l] > 0;
         let (rotary, angles) = if sliding { (&c.rotary.sliding, &s.angles.sliding) } else { (&c.rotary.global, &s.angles.global) };
-        rotate_heads(pass, rotary, angles, &mut s.q[..queries], h.head_count, h.key_length);
-        rotate_heads(pass, rotary, angles, &mut s.k[..keys], h.head_count_kv, h.key_length);
+        rotate_heads(pass, rotary, angles, q, h.head_count, h.key_length);
+        rotate_heads(pass, rotary, angles, k, h.head_count_kv, h.key_length);
     }
-    c.window.append(pass, l, &s.k[..keys], &s.v[..values]);
-    reads_memory
+    c.window.append(pass, l, k, v);
 }
 
 /// `x += W_o attention(norm(x))`
 fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) -> Result<()> {
-    let reads_memory = project(h, layer, l, pass, c, n);
+    project(h, layer, l, pass, c, n);
     let s = &mut *c.scratch;
     let (width, queries) = (h.embedding_length, n * h.head_count * h.key_length);
-    let (slot, fot) = (memory_slot(h, l).filter(|_| reads_memory), fot_layer(h, l));
-    if let (Some(_), Some(fot)) = (slot, fot) {
-        s.q_memory[..queries].copy_from_slice(&s.q_raw[..queries]);
+    let (slot, fot) = (h.memory_slot[l], h.fot_layer(l).filter(|_| !c.memories.is_empty()));
+    if let Some(fot) = fot {
         if fot.memory_positionals {
             rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
         }
     } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
-        let base = c.window.first();
-        recall.prepare(h, slot, c.memories, &s.q_raw[..queries], &c.rotary.global, base, c.memory_bytes_read)?;
+        recall.prepare(h, slot, c.memories, &c.rotary.global, c.window.first(), c.memory_bytes_read)?;
     }
     let mut segments = recycle(std::mem::take(&mut s.segments));
     for head in 0..h.head_count_kv {
@@ -204,8 +198,8 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     let queries = Queries { local: &s.q[..queries], memory: &s.q_memory[..queries] };
     attention(pass, &shape, queries, &segments, &mut s.attended[..attended]);
     s.segments = recycle(segments);
-    s.activations.load(pass, &s.attended[..attended], h.head_count * h.value_length);
-    linear(pass, &layer.attn_output, &s.activations, &mut s.h[..n * width]);
+    s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight]);
+    linears(pass, [(&layer.attn_output, &mut s.h[..n * width])], &s.activations);
     add_residual(h, pass, layer.post_attention_norm.as_deref(), &mut s.x, &mut s.h, n);
     Ok(())
 }
@@ -221,15 +215,20 @@ fn recycle<'a>(mut segments: Vec<KvSegment<'_>>) -> Vec<KvSegment<'a>> {
 fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scratch, n: usize) {
     let (width, ffn) = (h.embedding_length, h.feed_forward_length);
     norm_rows(pass, &s.x[..n * width], &layer.ffn_norm, h.rms_epsilon, &mut s.h[..n * width]);
-    s.activations.load(pass, &s.h[..n * width], width);
-    linear(pass, &layer.ffn_gate, &s.activations, &mut s.gate[..n * ffn]);
-    linear(pass, &layer.ffn_up, &s.activations, &mut s.up[..n * ffn]);
-    let up = &s.up;
-    pass.for_each_chunk(&mut s.gate[..n * ffn], GATE_STEP, |i, gate| {
-        activation::gate(h.arch.activation, gate, &up[i * GATE_STEP..][..gate.len()]);
-    });
-    s.activations.load(pass, &s.gate[..n * ffn], ffn);
-    linear(pass, &layer.ffn_down, &s.activations, &mut s.h[..n * width]);
+    let (gate, up) = (&layer.ffn_gate, &layer.ffn_up);
+    s.activations.load_for(pass, &s.h[..n * width], &[&gate.weight, &up.weight]);
+    if gate.bias.is_none() && up.bias.is_none() {
+        matmul_gated(pass, &gate.weight, &up.weight, h.arch.activation, &s.activations, &mut s.gate[..n * ffn]);
+    } else {
+        s.up.resize(s.up.len().max(n * ffn), 0.0);
+        linears(pass, [(gate, &mut s.gate[..n * ffn]), (up, &mut s.up[..n * ffn])], &s.activations);
+        let up = &s.up;
+        pass.for_each_chunk(&mut s.gate[..n * ffn], GATE_STEP, |i, gate| {
+            activation::gate(h.arch.activation, gate, &up[i * GATE_STEP..][..gate.len()]);
+        });
+    }
+    s.activations.load_for(pass, &s.gate[..n * ffn], &[&layer.ffn_down.weight]);
+    linears(pass, [(&layer.ffn_down, &mut s.h[..n * width])], &s.activations);
     add_residual(h, pass, layer.post_ffw_norm.as_deref(), &mut s.x, &mut s.h, n);
 }
 
@@ -241,7 +240,7 @@ fn head(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, r
     let width = h.embedding_length;
     let x = &s.x[at * width..(at + rows) * width];
     norm_rows(pass, x, &w.output_norm, h.rms_epsilon, &mut s.h[..rows * width]);
-    s.activations.load(pass, &s.h[..rows * width], width);
+    s.activations.load_for(pass, &s.h[..rows * width], &[&w.output]);
     let logits = &mut s.logits[..rows * w.output.rows()];
     matmul(pass, &w.output, &s.activations, logits);
     let cap = h.final_logit_softcapping;
@@ -250,10 +249,13 @@ fn head(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, r
     }
 }
 
-fn linear(pass: &Pass<'_>, w: &Linear, x: &Activations, out: &mut [f32]) {
-    matmul(pass, &w.weight, x, out);
-    if let Some(bias) = &w.bias {
-        out.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+/// Products with the same activations, in one parallel loop, and their biases.
+fn linears<const N: usize>(pass: &Pass<'_>, mut products: [(&Linear, &mut [f32]); N], x: &Activations) {
+    matmul_many(pass, products.each_mut().map(|(w, out)| (&w.weight, &mut **out)), x);
+    for (w, out) in products {
+        if let Some(bias) = &w.bias {
+            pass.for_each_chunk(out, bias.len(), |_, row| add(row, bias));
+        }
     }
 }
 
@@ -262,6 +264,11 @@ fn norm_rows(pass: &Pass<'_>, x: &[f32], weight: &[f32], eps: f32, out: &mut [f3
     pass.for_each_chunk(out, ROWS_AT_ONCE * width, |i, out| {
         rms_norm(&x[i * ROWS_AT_ONCE * width..][..out.len()], weight, eps, out);
     });
+}
+
+/// Normalises every head of every token.
+fn norm_rows_in_place(pass: &Pass<'_>, x: &mut [f32], weight: &[f32], heads: usize, eps: f32) {
+    pass.for_each_chunk(x, ROWS_AT_ONCE * heads * weight.len(), |_, x| rms_norm_in_place(x, weight, eps));
 }
 
 /// Tokens whose small per-row work makes one chunk.
@@ -279,28 +286,11 @@ fn rotate_heads(pass: &Pass<'_>, rotary: &Rotary, angles: &[[f32; 2]], x: &mut [
 
 fn add_residual(h: &Hparams, pass: &Pass<'_>, post_norm: Option<&[f32]>, x: &mut [f32], y: &mut [f32], n: usize) {
     let width = h.embedding_length;
+    let step = ROWS_AT_ONCE * width;
     if let Some(weight) = post_norm {
-        pass.for_each_chunk(&mut y[..n * width], ROWS_AT_ONCE * width, |_, y| rms_norm_in_place(y, weight, h.rms_epsilon));
+        norm_rows_in_place(pass, &mut y[..n * width], weight, 1, h.rms_epsilon);
     }
-    add(&mut x[..n * width], &y[..n * width]);
-}
-
-/// The Focused Transformer's settings if layer `l` is one of its memory layers.
-fn fot_layer(h: &Hparams, l: usize) -> Option<&Fot> {
-    h.fot.as_ref().filter(|f| f.memory_layers.contains(&(l as u32)))
-}
-
-/// The place of layer `l` among the layers that a memory of this model stores: FoT memory layers, or all global layers.
-pub fn memory_slot(h: &Hparams, l: usize) -> Option<usize> {
-    memory_layers(h).position(|m| m == l)
-}
-
-/// The layers that a memory of this model stores.
-pub fn memory_layers(h: &Hparams) -> impl Iterator<Item = usize> + '_ {
-    (0..h.block_count).filter(|l| match &h.fot {
-        Some(fot) => fot.memory_layers.contains(&(*l as u32)),
-        None => h.sliding_window[*l] == 0,
-    })
+    pass.for_each_chunk(&mut x[..n * width], step, |i, x| add(x, &y[i * step..][..x.len()]));
 }
 
 /// Every block of a Focused Transformer's memory, seen whole by every query: it is all older than the window.

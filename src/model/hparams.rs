@@ -43,6 +43,10 @@ pub struct Hparams {
     pub sliding_window: Vec<usize>,
     /// Focused Transformer settings, if the file has them.
     pub fot: Option<Fot>,
+    /// The layers that a memory of this model stores: FoT memory layers, or all global layers.
+    pub memory_layers: Vec<usize>,
+    /// The place of each layer among those.
+    pub memory_slot: Vec<Option<usize>>,
 }
 
 /// Bounds on sizes: far above anything real, low enough that no product of two of them overflows.
@@ -82,6 +86,15 @@ impl Hparams {
         {
             return Err(Error::Unsupported(format!("{experts} experts ({})", m.key("expert_count"))));
         }
+        let sliding_window = sliding_windows(&m, arch, block_count)?;
+        let fot = Fot::read(gguf, arch.name, block_count, context_length)?;
+        let memory_layers: Vec<usize> = (0..block_count)
+            .filter(|l| match &fot {
+                Some(fot) => fot.memory_layers.contains(&(*l as u32)),
+                None => sliding_window[*l] == 0,
+            })
+            .collect();
+        let memory_slot = (0..block_count).map(|l| memory_layers.binary_search(&l).ok()).collect();
         Ok(Hparams {
             arch,
             context_length,
@@ -98,9 +111,16 @@ impl Hparams {
             rope_freq_base: m.positive("rope.freq_base", 10_000.0)?,
             rope_freq_base_swa: m.positive("rope.freq_base_swa", arch.sliding.as_ref().map_or(10_000.0, |s| s.freq_base))?,
             rope_scaling: RopeScaling::read(gguf, arch.name, context_length)?,
-            sliding_window: sliding_windows(&m, arch, block_count)?,
-            fot: Fot::read(gguf, arch.name, block_count, context_length)?,
+            sliding_window,
+            fot,
+            memory_layers,
+            memory_slot,
         })
+    }
+
+    /// The Focused Transformer's settings if layer `l` is one of its memory layers.
+    pub fn fot_layer(&self, l: usize) -> Option<&Fot> {
+        self.fot.as_ref().filter(|_| self.memory_slot[l].is_some())
     }
 
     /// Query heads that share a KV head.

@@ -177,7 +177,7 @@ impl Model {
     pub fn memory_geometry(&self) -> Geometry {
         let h = &self.hparams;
         Geometry {
-            layers: forward::memory_layers(h).map(|l| l as u32).collect(),
+            layers: h.memory_layers.iter().map(|l| *l as u32).collect(),
             head_count_kv: h.head_count_kv as u32,
             key_length: h.key_length as u32,
             value_length: h.value_length as u32,

@@ -112,6 +112,11 @@ impl Recall {
         self.sinks_max - self.sinks.tokens
     }
 
+    /// True if it holds sinks: they are read even when there is no memory to retrieve from.
+    pub fn has_sinks(&self) -> bool {
+        self.sinks.tokens > 0
+    }
+
     /// Keeps `tokens` more of the text's first tokens: unrotated keys and values of each stored layer, in order.
     pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])>) {
         self.sinks.keys.resize(self.layers.len(), Vec::new());
@@ -149,20 +154,16 @@ impl Recall {
         }
     }
 
-    /// Readies layer `slot` for a batch with the unrotated `queries`, `(tokens, heads, key_length)`; `base` is the position of
-    /// the first local token.
-    #[allow(clippy::too_many_arguments)]
+    /// Readies layer `slot` for a batch; `base` is the position of the first local token.
     pub fn prepare(
         &mut self,
         h: &Hparams,
         slot: usize,
         memories: &[&Memory],
-        queries: &[f32],
         rotary: &Rotary,
         base: i64,
         bytes_read: &mut u64,
     ) -> Result<()> {
-        self.note(h, slot, queries);
         let layer = &mut self.layers[slot];
         if layer.placed != (self.choice, base) {
             place(h, slot, memories, layer, &self.sinks, &self.chosen, rotary, base, bytes_read)?;

@@ -15,8 +15,6 @@ pub struct Scratch {
     pub h: Vec<f32>,
     /// Queries rotated to their place, `(n, heads, key_length)`.
     pub q: Vec<f32>,
-    /// Queries before RoPE, where a memory wants them.
-    pub q_raw: Vec<f32>,
     /// Queries rotated to their index in the window, for memory that lies at its first token.
     pub q_memory: Vec<f32>,
     /// Rotated keys, `(n, heads_kv, key_length)`.
@@ -27,7 +25,7 @@ pub struct Scratch {
     pub attended: Vec<f32>,
     /// `(n, feed_forward)`
     pub gate: Vec<f32>,
-    /// `(n, feed_forward)`
+    /// `(n, feed_forward)`, for gates that are not computed in one piece.
     pub up: Vec<f32>,
     /// `(rows asked for, vocab)`
     pub logits: Vec<f32>,
@@ -58,21 +56,19 @@ impl Scratch {
         let keys = n * h.head_count_kv * h.key_length;
         try_grow(&mut self.x, WHAT, n * h.embedding_length)?;
         try_grow(&mut self.h, WHAT, n * h.embedding_length)?;
-        for v in [&mut self.q, &mut self.q_raw, &mut self.q_memory] {
+        for v in [&mut self.q, &mut self.q_memory] {
             try_grow(v, WHAT, queries)?;
         }
         try_grow(&mut self.k, WHAT, keys)?;
         try_grow(&mut self.v, WHAT, n * h.head_count_kv * h.value_length)?;
         try_grow(&mut self.attended, WHAT, n * h.head_count * h.value_length)?;
         try_grow(&mut self.gate, WHAT, n * h.feed_forward_length)?;
-        try_grow(&mut self.up, WHAT, n * h.feed_forward_length)?;
         try_grow(&mut self.logits, WHAT, rows * vocab)
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let floats =
-            [&self.x, &self.h, &self.q, &self.q_raw, &self.q_memory, &self.k, &self.v, &self.attended, &self.gate, &self.up, &self.logits];
+        let floats = [&self.x, &self.h, &self.q, &self.q_memory, &self.k, &self.v, &self.attended, &self.gate, &self.up, &self.logits];
         floats.iter().map(|v| v.capacity() * 4).sum()
     }
 }

@@ -154,14 +154,14 @@ impl Session {
     pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
         let readers = Readers::lock(memories);
         let memories = readers.list();
-        let is_fot = self.model.hparams().fot.is_some();
+        let retrieves = self.model.hparams().fot.is_none() && (!memories.is_empty() || self.recall.has_sinks());
         let has_logits = matches!(outputs, Outputs::Last);
         let mut context = Context {
             rotary: &self.rotary,
             window: &mut self.window,
             scratch: &mut self.scratch,
             memories: &memories,
-            recall: (!is_fot).then_some(&mut self.recall),
+            recall: retrieves.then_some(&mut self.recall),
             memory_top_k: self.options.memory_top_k,
             memory_bytes_read: &mut self.counters.memory_bytes_read,
             cancel: self.cancel.flag(),

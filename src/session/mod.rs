@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::kv::{Codec, LayerShape, Window};
 use crate::model::recall::Recall;
 use crate::model::scratch::Scratch;
-use crate::model::{Model, RopeOverride, RotarySet, forward};
+use crate::model::{Model, RopeOverride, RotarySet};
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::threads::{Team, default_threads};
 use generate::Generation;
@@ -162,7 +162,7 @@ impl Session {
         });
         let window = Window::new(shapes.collect(), options.kv_codec, context);
         let rotary = RotarySet::new(h, &model.weights().rope_factors, options.rope.as_ref().unwrap_or(&RopeOverride::default()), context)?;
-        let recall = Recall::new(forward::memory_layers(h).count(), context, retrieved_blocks(&options, context));
+        let recall = Recall::new(h.memory_layers.len(), context, retrieved_blocks(&options, context));
         Ok(Session {
             team: Team::new(threads)?,
             rotary,

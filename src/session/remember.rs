@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernels::rotary::Turn;
 use crate::memory::{LayerKv, Memory, Source};
 use crate::model::Model;
-use crate::model::forward::{Outputs, memory_layers};
+use crate::model::forward::Outputs;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A memory that several sessions of a process may hold; reads share it, writes exclude.
@@ -164,8 +164,9 @@ impl Session {
     fn raw_entries(&self, n: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
         let h = self.model.hparams();
         let rotated = h.fot.as_ref().is_none_or(|f| f.memory_positionals);
-        memory_layers(h)
-            .map(|l| {
+        h.memory_layers
+            .iter()
+            .map(|&l| {
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
                 self.window.entries(l, n, &mut keys, &mut values);
                 if rotated {

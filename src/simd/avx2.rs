@@ -353,4 +353,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         // SAFETY: token.
         unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
     }
+    #[inline(always)]
+    fn most(self, v: __m256) -> f32 {
+        // SAFETY: token.
+        unsafe {
+            let m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+            _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)))
+        }
+    }
+    #[inline(always)]
+    fn total(self, v: __m256i) -> i32 {
+        // SAFETY: token.
+        unsafe {
+            let t = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let t = _mm_add_epi32(t, _mm_unpackhi_epi64(t, t));
+            _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32::<1>(t)))
+        }
+    }
 }

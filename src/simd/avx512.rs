@@ -308,4 +308,14 @@ impl Simd for Avx512 {
         // SAFETY: token.
         unsafe { _mm512_abs_ps(a) }
     }
+    #[inline(always)]
+    fn most(self, v: __m512) -> f32 {
+        // SAFETY: token.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    fn total(self, v: __m512i) -> i32 {
+        // SAFETY: token.
+        unsafe { _mm512_reduce_add_epi32(v) }
+    }
 }

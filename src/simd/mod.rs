@@ -84,13 +84,15 @@ impl<'a> Rows<'a> {
         unsafe { self.base.add(row * self.stride + at) }
     }
 
-    /// Asks the second-level cache for bytes `from .. from + len` of what follows these rows; the first level would not hold two
-    /// groups of long rows. A hint: nothing need be there.
+    /// Asks the second-level cache for bytes `from .. from + len` of what follows these rows, or of what lies `AHEAD` ahead where the
+    /// rows are short: memory answers no faster for them. (The first level would not hold two groups of long rows.) A hint: nothing
+    /// need be there.
     #[inline(always)]
     pub fn prefetch_following(&self, from: usize, len: usize) {
         #[cfg(target_arch = "x86_64")]
         {
-            let next = self.base.wrapping_add(self.lanes * self.stride + from);
+            const AHEAD: usize = 10 << 10;
+            let next = self.base.wrapping_add((self.lanes * self.stride).max(AHEAD) + from);
             for line in (0..len).step_by(64) {
                 // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
                 unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(next.wrapping_add(line).cast()) };
@@ -220,6 +222,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
             n /= 2;
         }
         a[0]
+    }
+    /// Sum of the integer lanes, which must be below 2^24 in all partial sums.
+    #[inline(always)]
+    fn total(self, v: Self::V) -> i32 {
+        self.sum(self.to_f(v)) as i32
     }
     /// The f16 at byte `at` of every row.
     #[inline(always)]
@@ -525,6 +532,7 @@ mod tests {
             }
             assert_eq!(s.sum(s.load(&f)), f.iter().sum::<f32>());
             assert_eq!(s.most(s.load(&f)), f[S::LANES - 1]);
+            assert_eq!(s.total(s.round(s.load(&f))), f.iter().map(|f| f.round_ties_even() as i32).sum::<i32>());
             let bits = s.to_array(s.as_floats(s.splat32(0x4049_0fdb)));
             let quotients = s.to_array(s.div(s.load(&f), s.splat(3.0)));
             let (least, most) = (s.to_array(s.min(s.splat(5.0), s.load(&f))), s.to_array(s.max(s.splat(5.0), s.load(&f))));

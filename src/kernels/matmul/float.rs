@@ -1,0 +1,94 @@
+//! Products of float weights with the exact activations, in `LANES` partial sums along the columns.
+
+use super::{Activations, Matrix, PAD, Work};
+use crate::quant::Float;
+use crate::simd::{Scratch, Simd, Task, quad};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The sums of `rows` of `w` with all activation rows; gives the lanes of a group.
+pub(super) struct FloatRows<'a, F> {
+    w: &'a Matrix,
+    x: &'a Activations,
+    rows: Range<usize>,
+    work: &'a mut Work,
+    sums: &'a mut Scratch,
+    format: PhantomData<F>,
+}
+
+impl<'a, F> FloatRows<'a, F> {
+    pub(super) fn new(w: &'a Matrix, x: &'a Activations, rows: Range<usize>, work: &'a mut Work, sums: &'a mut Scratch) -> Self {
+        FloatRows { w, x, rows, work, sums, format: PhantomData }
+    }
+}
+
+/// Rows decoded together.
+const TOGETHER: usize = 4;
+
+impl<F: Float> Task for FloatRows<'_, F> {
+    type Out = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        let FloatRows { w, x, rows, work, sums, .. } = self;
+        let padded = w.cols.next_multiple_of(PAD);
+        let (buffer, _) = work.tile.two::<f32, u8>(TOGETHER * padded, 0);
+        let (sums, _) = sums.two::<f32, u8>(rows.len().div_ceil(S::LANES) * S::LANES * x.rows, 0);
+        for row in rows.clone().step_by(TOGETHER) {
+            for (r, out) in buffer.chunks_exact_mut(padded).enumerate() {
+                // The last rows repeat where there are fewer than four.
+                let bytes = &w.bytes()[(row + r).min(rows.end - 1) * w.row_bytes..][..w.row_bytes];
+                let whole = w.cols - w.cols % S::LANES;
+                let (vectors, rest) = bytes.split_at(whole * F::BYTES);
+                for (b, o) in vectors.chunks_exact(S::LANES * F::BYTES).zip(out.chunks_exact_mut(S::LANES)) {
+                    s.store(F::load(s, b), o);
+                }
+                out[whole..].fill(0.0);
+                rest.chunks_exact(F::BYTES).zip(&mut out[whole..]).for_each(|(b, o)| *o = F::decode(b));
+            }
+            // A group at the edge begins earlier; its sums lie where the store looks for them.
+            let at = row - rows.start;
+            let first = (rows.start + at / S::LANES * S::LANES).min(w.rows.saturating_sub(S::LANES));
+            let group = &mut sums[at / S::LANES * x.rows * S::LANES..][..x.rows * S::LANES];
+            let columns = &x.exact[..x.rows * padded];
+            let mut rest = group.chunks_exact_mut(S::LANES);
+            let mut quads = columns.chunks_exact(4 * padded);
+            for x in &mut quads {
+                put(&mut rest, row - first, rows.end - row, dots::<S, 4>(s, buffer, x));
+            }
+            for x in quads.remainder().chunks_exact(padded) {
+                put(&mut rest, row - first, rows.end - row, dots::<S, 1>(s, buffer, x));
+            }
+        }
+        S::LANES
+    }
+}
+
+fn put<const C: usize>(groups: &mut std::slice::ChunksExactMut<'_, f32>, lane: usize, count: usize, sums: [[f32; TOGETHER]; C]) {
+    for (sums, group) in sums.iter().zip(groups) {
+        group[lane..].iter_mut().zip(sums).take(count).for_each(|(o, v)| *o = *v);
+    }
+}
+
+/// Dots of four rows with `C` rows of `x`.
+#[inline(always)]
+fn dots<S: Simd, const C: usize>(s: S, rows: &[f32], x: &[f32]) -> [[f32; TOGETHER]; C] {
+    let n = x.len() / C;
+    let mut sums = [[s.splat(0.0); TOGETHER]; C];
+    let w: [&[f32]; TOGETHER] = quad!(R => &rows[R * n..(R + 1) * n]);
+    let mut at = 0;
+    while at + S::LANES <= n {
+        let w = quad!(R => s.load(&w[R][at..]));
+        let mut c = 0;
+        while c < C {
+            let x = s.load(&x[c * n + at..]);
+            sums[c] = quad!(R => s.fma(w[R], x, sums[c][R]));
+            c += 1;
+        }
+        at += S::LANES;
+    }
+    let mut out = [[0.0; TOGETHER]; C];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = quad!(R => s.sum(sums[R]));
+    }
+    out
+}
