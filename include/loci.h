@@ -464,7 +464,8 @@ LOCI_API loci_status loci_session_finish(loci_session *session, loci_finish *out
 LOCI_API loci_status loci_session_cancel(loci_session *session);
 
 LOCI_API loci_status loci_session_set_sampler(loci_session *session, const loci_sampler_options *options); /* NULL: the defaults */
-LOCI_API loci_status loci_session_set_threads(loci_session *session, uint32_t threads);                    /* 0: the default */
+/* 0: the default. At any time between two calls, in the middle of an answer too: what is computed does not depend on threads. */
+LOCI_API loci_status loci_session_set_threads(loci_session *session, uint32_t threads);
 LOCI_API loci_status loci_session_stats_get(loci_session *session, loci_session_stats *out);
 
 /* ------------------------------------------------------------------------------------------------------------------------------

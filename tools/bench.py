@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """Whole models, loci beside other runtimes, interleaved in one run; kernels beside ggml's. Called by `make bench`.
 
-One sample is one process of one engine: open the model, warm up, run the test twice. A round takes one sample of every engine for
+One sample is one process of one engine: open the model, warm up, run the test (--reps times). A round takes one sample of every engine for
 every test, the engines of a test one right after the other in an order that changes, so that what slows the machine slows all of
 them alike. What counts are the medians over all rounds and the ratios between them.
 
 A test is ppN (N tokens computed at once) or tgN (N tokens computed one at a time), with @dD after D tokens. On a model's last rows
 more threads than cores compete: pp and tg with twice as many (--oversubscribe).
 
-ik_llama.cpp runs with flash attention, with and without repacking at load (-rtr 1); the faster of the two counts. Its llama-bench
-times generation at depth by -gp, and has no prefill at depth.
+ik_llama.cpp runs with flash attention, with and without repacking at load (-rtr 1); the faster of the two in the first round goes on
+and counts. Its llama-bench times generation at depth by -gp, and has no prefill at depth.
 
 The models' files are dropped from the system's cache once at the start, so that all engines see their pages as they come from disk,
 not as a copy or a download left them.
 
-Everything is written to RECORD/<target>-<date>.csv, and, where there was a peer, as a plot beside it (.svg). Python's standard
-library is all that this needs.
+Everything is written to RECORD/<target>-<date>.csv, in place of what an earlier run of the day measured of the same, and, where there
+was a peer, as a plot beside it (.svg). Python's standard library is all that this needs.
 """
 import argparse, csv, datetime, json, math, os, platform, random, re, resource, statistics, subprocess, sys, tempfile
 
@@ -36,7 +36,7 @@ class Test:
 def commands(args, model, test, threads):
     """The command lines of every engine that can do this test, by engine: several where the fastest is to count."""
     p, n, d = str(test.pp), str(test.tg), str(test.depth)
-    common = ["-m", model, "-t", str(threads), "-r", "2"]
+    common = ["-m", model, "-t", str(threads), "-r", str(args.reps)]
     out = {"loci": [[args.loci, "bench", *common, "--pp", p, "--tg", n, "--depth", d, "--format", "json"]]}
     if args.llama_bench:
         out["llama.cpp"] = [[args.llama_bench, *common, "-o", "json", "-p", p, "-n", n, "-d", d]]
@@ -81,6 +81,12 @@ def sample(command, timeout):
     return speeds, None, max(others, 0.0)
 
 
+def fastest(samples, key):
+    """Which variant of an engine is the fastest so far; None if no sample came back."""
+    medians = {k[4]: statistics.median(s for g in got for s in g[0]) for k, got in samples.items() if k[:4] == key}
+    return max(medians, key=medians.get, default=None)
+
+
 def drop_from_cache(path):
     if hasattr(os, "posix_fadvise"):
         file = os.open(path, os.O_RDONLY)
@@ -100,6 +106,8 @@ def models(args, jobs):
             for engine, variants in engines:
                 for variant, command in enumerate(variants):
                     key = (model, test.text, threads, engine, variant)
+                    if turn > 0 and fastest(samples, key[:4]) != variant:
+                        continue
                     got = sample(command, args.timeout)
                     if got and got[2] > args.quiet:
                         got = sample(command, args.timeout) or got
@@ -228,6 +236,7 @@ def main():
     parser.add_argument("--threads", default="", help="default: one per core, and 1")
     parser.add_argument("--oversubscribe", default="pp128,tg16", help="tests of the first model with twice as many threads as cores; empty: none")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reps", type=int, default=2, help="repetitions in each sample")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one sample may take")
     parser.add_argument("--quiet", type=float, default=0.1, help="a sample is taken again if others used more cores than that")
     parser.add_argument("--kernels", default="", help="the command that compares kernels")
@@ -253,6 +262,11 @@ def main():
     table(rows)
     os.makedirs(args.record, exist_ok=True)
     name = f"{args.record}/{platform.machine()}-{platform.system().lower()}-{datetime.date.today()}"
+    if os.path.exists(name + ".csv"):
+        what = lambda row: (row["kind"], row["model"], row["test"], str(row["threads"]))
+        measured = {what(row) for row in rows}
+        with open(name + ".csv", newline="") as f:
+            rows = [row for row in csv.DictReader(f) if what(row) not in measured] + rows
     with open(name + ".csv", "w", newline="") as f:
         writer = csv.DictWriter(f, FIELDS, restval="", lineterminator="\n")
         writer.writeheader()

@@ -220,7 +220,7 @@ static void generation(loci_model *model) {
     OK(loci_session_finish(session, &finish));
     CHECK(finish == LOCI_FINISH_LENGTH);
 
-    /* The same prompt again costs nothing, and the same seed gives the same answer, pulled this time. */
+    /* The same prompt again costs nothing, and the same seed gives the same answer, pulled this time, with threads that come and go. */
     OK(loci_session_prompt_text(session, PROMPT, LOCI_NUL_TERMINATED, LOCI_ADD_SPECIAL, NULL, NULL));
     OK(loci_session_len(session, &length));
     CHECK(length == prompt);
@@ -230,6 +230,7 @@ static void generation(loci_model *model) {
     do {
         memset(&piece, 0xa5, sizeof piece);
         piece.struct_size = sizeof piece;
+        OK(loci_session_set_threads(session, 1 + (uint32_t)(pulled.pieces % 3)));
         OK(loci_session_next(session, &piece));
         CHECK(piece.token == LOCI_NO_TOKEN || piece.log_probability <= 0);
         CHECK(piece.token == LOCI_NO_TOKEN || piece.alternative_count == 3);

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// Speed of prefill (pp) and decode (tg)
 ///
-/// Each test runs once to warm up, then once in each of --repetitions rounds. ppN computes N tokens at once, tgN computes N tokens
+/// Each test warms up, then runs once in each of --repetitions rounds. ppN computes N tokens at once, tgN computes N tokens
 /// one at a time with the logits of each; both follow --depth tokens that are there already. The limit is what the same number of
 /// threads could reach here, measured in the same rounds: for decode, reading all weights and keys and values once for each token
 /// at the bandwidth of the memory; for prefill, two operations for each parameter and token at the rate of 8-bit dot products.
@@ -53,6 +53,9 @@ enum Kind {
     Decode,
 }
 
+/// Tokens that are decoded to warm up: all weights have been read by then, and all buffers have grown.
+const WARM_TOKENS: usize = 16;
+
 /// One test, and what it has shown.
 struct Row {
     kind: Kind,
@@ -83,13 +86,13 @@ impl Row {
         self.speeds.iter().copied().fold(0.0, f64::max)
     }
 
-    /// Seconds of one run after the first `depth` of `ids`, which the session holds or takes up first.
-    fn run(&self, session: &mut Session, ids: &[u32]) -> Result<f64, Failure> {
+    /// Seconds of the first `tokens` of one run after the first `depth` of `ids`, which the session holds or takes up first.
+    fn run(&self, session: &mut Session, ids: &[u32], tokens: usize) -> Result<f64, Failure> {
         if session.truncate(self.depth).is_err() {
             session.reset();
             prefill(session, &ids[..self.depth])?;
         }
-        let ids = &ids[self.depth..self.depth + self.tokens];
+        let ids = &ids[self.depth..self.depth + tokens];
         let started = Instant::now();
         match self.kind {
             Kind::Prefill => prefill(session, ids)?,
@@ -118,12 +121,13 @@ impl Bench {
         let _busy = interrupt::guard(session.cancel_handle());
         for rows in rows.chunk_by_mut(|a, b| a.depth == b.depth) {
             for row in rows.iter() {
-                row.run(&mut session, &ids)?;
+                let warm = if row.kind == Kind::Decode { row.tokens.min(WARM_TOKENS) } else { row.tokens };
+                row.run(&mut session, &ids, warm)?;
             }
             for _ in 0..self.repetitions {
                 limits.measure();
                 for row in rows.iter_mut() {
-                    row.speeds.push(output::per_second(row.tokens as u64, row.run(&mut session, &ids)?));
+                    row.speeds.push(output::per_second(row.tokens as u64, row.run(&mut session, &ids, row.tokens)?));
                 }
             }
         }
