@@ -205,6 +205,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
 }
 
 /// The allocation of a list for another one.
+#[allow(clippy::unnecessary_filter_map)] // A filter would keep the lifetime.
 fn recycle<'a>(mut segments: Vec<KvSegment<'_>>) -> Vec<KvSegment<'a>> {
     segments.clear();
     // Nothing is left to convert: the collector keeps the allocation, which a plain assignment could not for its lifetime.
