@@ -1,9 +1,10 @@
 //! The compute team: one fork per forward pass, cheap parallel loops inside it.
 //!
 //! A [`Team`] owns a rayon pool. [`Team::pass`] lends its workers to one forward pass; inside, [`Pass::for_each`] and its
-//! kin cut an operator into chunks which the caller and the workers claim from one atomic counter. Chunks are claimed, not
-//! assigned, so a slow or late core costs at most one chunk, and the caller never waits for a worker that has not started.
-//! A waiting worker spins for a bounded time, then yields, so that an oversubscribed machine still makes progress.
+//! kin cut an operator into chunks. Every thread has a share of consecutive chunks, the same share of every loop, so that what it
+//! wrote in one loop it finds in its own caches in the next; whoever has finished takes chunks from the end of another's share.
+//! So a slow or late core costs at most one chunk, and the caller never waits for a worker that has not started. A waiting
+//! worker spins for a bounded time, then yields, so that an oversubscribed machine still makes progress.
 //!
 //! Invariants:
 //! - A loop returns only when every chunk of it has finished; closures may therefore borrow from the caller's stack.
@@ -64,13 +65,14 @@ impl Team {
     /// Runs `f` with the team's workers at its disposal. One pass at a time is the intended use; a second one from another
     /// thread is correct but shares the workers.
     pub fn pass<R>(&self, f: impl FnOnce(&Pass<'_>) -> R) -> R {
-        let shared = Shared::new();
+        let shared = Shared::new(self.threads);
         let Some(pool) = &self.pool else {
             return f(&Pass { shared: &shared, threads: 1, issuer: PhantomData });
         };
         pool.in_place_scope(|scope| {
             for _ in 1..self.threads {
-                scope.spawn(|_| shared.work());
+                // A worker has the same share in every pass.
+                scope.spawn(|_| shared.work(rayon::current_thread_index().map_or(0, |i| i + 1)));
             }
             // Lets the workers go however `f` ends: the scope waits for them.
             let _release = Release(&shared);
@@ -83,21 +85,42 @@ struct Release<'a>(&'a Shared);
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        self.0.over.store(true, Ordering::Release);
+        self.0.job.over.store(true, Ordering::Release);
     }
 }
 
-/// The job at hand. `state` holds (epoch << 32 | chunks not yet claimed); a claim is a compare-and-swap on both, so it can
-/// only succeed while that very job is open, and while it is open the caller does not touch `call` and `data`.
+/// The job at hand. A [`Share`] holds (epoch, first, end) of the chunks that nobody has claimed of one thread's part; a claim is a
+/// compare-and-swap on all three, so it can only succeed while that very job is open, and while it is open the caller does not
+/// touch `call`, `data` and `chunks`.
 struct Shared {
-    state: AtomicU64,
+    job: Job,
+    /// Chunks done, told by each thread when it finds no more.
+    done: Done,
+    shares: Box<[Share]>,
+}
+
+/// What a worker reads to begin, in one cache line (or the pair that is fetched together).
+#[repr(align(128))]
+struct Job {
+    epoch: AtomicU32,
     chunks: AtomicU32,
-    done: AtomicU32,
     call: AtomicPtr<()>,
     data: AtomicUsize,
-    panicked: AtomicBool,
     over: AtomicBool,
 }
+
+#[repr(align(128))]
+struct Done {
+    chunks: AtomicU32,
+    panicked: AtomicBool,
+}
+
+/// epoch << 32 | first << 16 | end, both counted from the share's first chunk.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+/// Most chunks of a share.
+const SHARE_MAX: usize = u16::MAX as usize;
 
 type Call = unsafe fn(data: usize, chunk: usize);
 
@@ -110,52 +133,95 @@ unsafe fn call_chunk<F: Fn(usize) + Sync>(data: usize, chunk: usize) {
 }
 
 impl Shared {
-    fn new() -> Shared {
+    fn new(threads: usize) -> Shared {
         Shared {
-            state: AtomicU64::new(0),
-            chunks: AtomicU32::new(0),
-            done: AtomicU32::new(0),
-            call: AtomicPtr::new(std::ptr::null_mut()),
-            data: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            job: Job {
+                epoch: AtomicU32::new(0),
+                chunks: AtomicU32::new(0),
+                call: AtomicPtr::new(std::ptr::null_mut()),
+                data: AtomicUsize::new(0),
+                over: AtomicBool::new(false),
+            },
+            done: Done { chunks: AtomicU32::new(0), panicked: AtomicBool::new(false) },
+            shares: (0..if threads == 1 { 0 } else { threads }).map(|_| Share(AtomicU64::new(0))).collect(),
         }
     }
 
-    /// Claims and runs one chunk of the open job; false if there is none to claim.
-    fn run_one(&self) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        let left = state as u32;
-        if left == 0 {
-            return false;
+    /// The first chunk of share `i`.
+    fn start(&self, i: usize, chunks: usize) -> usize {
+        i * chunks / self.shares.len()
+    }
+
+    /// Opens a job of `chunks` chunks.
+    fn open(&self, chunks: usize, call: Call, data: usize) {
+        let epoch = self.job.epoch.load(Ordering::Relaxed).wrapping_add(1);
+        self.done.chunks.store(0, Ordering::Relaxed);
+        self.job.chunks.store(chunks as u32, Ordering::Relaxed);
+        self.job.data.store(data, Ordering::Relaxed);
+        self.job.call.store(call as *mut (), Ordering::Relaxed);
+        for (i, share) in self.shares.iter().enumerate() {
+            let len = self.start(i + 1, chunks) - self.start(i, chunks);
+            share.0.store(u64::from(epoch) << 32 | len as u64, Ordering::Release);
         }
-        if self.state.compare_exchange_weak(state, state - 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return true;
+        self.job.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Claims the first chunk of one's own share, or the last of another's.
+    fn claim(&self, share: usize, own: bool) -> Option<usize> {
+        let state = &self.shares[share].0;
+        let mut now = state.load(Ordering::Acquire);
+        loop {
+            let (first, end) = (now >> 16 & 0xffff, now & 0xffff);
+            if first >= end {
+                return None;
+            }
+            let next = if own { now + (1 << 16) } else { now - 1 };
+            match state.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    let chunks = self.job.chunks.load(Ordering::Relaxed) as usize;
+                    return Some(self.start(share, chunks) + if own { first } else { end - 1 } as usize);
+                }
+                Err(other) => now = other,
+            }
         }
-        let chunk = self.chunks.load(Ordering::Relaxed) - left;
-        let data = self.data.load(Ordering::Relaxed);
-        let call = self.call.load(Ordering::Relaxed);
-        // SAFETY: `call` was made from a `Call` by `for_each`, which published it before opening this job (our claim
-        // succeeded, so the job is open and the fields are its own) and waits for this chunk before it returns.
-        let result = catch_unwind(AssertUnwindSafe(|| unsafe {
-            let call: Call = std::mem::transmute::<*mut (), Call>(call);
-            call(data, chunk as usize)
-        }));
-        if result.is_err() {
-            self.panicked.store(true, Ordering::Relaxed);
+    }
+
+    /// Runs chunks of the open job until there is none to claim, as thread `me`.
+    fn run(&self, me: usize) {
+        let threads = self.shares.len();
+        let mut ran = 0;
+        for i in 0..threads {
+            while let Some(chunk) = self.claim((me + i) % threads, i == 0) {
+                let data = self.job.data.load(Ordering::Relaxed);
+                let call = self.job.call.load(Ordering::Relaxed);
+                // SAFETY: `call` was made from a `Call` by `for_each`, which published it before opening this job (our claim
+                // succeeded, so the job is open and the fields are its own) and waits for this chunk before it returns.
+                let result = catch_unwind(AssertUnwindSafe(|| unsafe {
+                    let call: Call = std::mem::transmute::<*mut (), Call>(call);
+                    call(data, chunk)
+                }));
+                if result.is_err() {
+                    self.done.panicked.store(true, Ordering::Relaxed);
+                }
+                ran += 1;
+            }
         }
-        self.done.fetch_add(1, Ordering::Release);
-        true
+        // Until this is told the job stays open, so all that was run is of one job.
+        if ran > 0 {
+            self.done.chunks.fetch_add(ran, Ordering::Release);
+        }
     }
 
     /// A worker's life during a pass.
-    fn work(&self) {
-        let mut spins = 0;
-        while !self.over.load(Ordering::Acquire) {
-            if self.run_one() {
-                spins = 0;
-            } else {
+    fn work(&self, me: usize) {
+        let (mut spins, mut seen) = (0, 0);
+        while !self.job.over.load(Ordering::Acquire) {
+            let epoch = self.job.epoch.load(Ordering::Acquire);
+            if epoch == seen {
                 wait(&mut spins);
+            } else {
+                (seen, spins) = (epoch, 0);
+                self.run(me);
             }
         }
     }
@@ -193,21 +259,20 @@ impl Pass<'_> {
             (0..chunks).for_each(f);
             return;
         }
+        if chunks > SHARE_MAX {
+            let each = chunks.div_ceil(SHARE_MAX);
+            // Dynamic, or this call would be instantiated with closures of closures without end.
+            let several: &(dyn Fn(usize) + Sync) = &|i| (i * each..chunks.min((i + 1) * each)).for_each(&f);
+            return self.for_each(chunks.div_ceil(each), several);
+        }
         let s = self.shared;
-        debug_assert_eq!(s.state.load(Ordering::Relaxed) as u32, 0, "a loop inside a loop");
-        let n = u32::try_from(chunks).expect("fewer than 2^32 chunks");
-        s.chunks.store(n, Ordering::Relaxed);
-        s.done.store(0, Ordering::Relaxed);
-        s.data.store(&raw const f as usize, Ordering::Relaxed);
-        s.call.store(call_chunk::<F> as Call as *mut (), Ordering::Relaxed);
-        let epoch = (s.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        s.state.store(epoch << 32 | u64::from(n), Ordering::Release);
-        while s.run_one() {}
+        s.open(chunks, call_chunk::<F>, &raw const f as usize);
+        s.run(0);
         let mut spins = 0;
-        while s.done.load(Ordering::Acquire) != n {
+        while s.done.chunks.load(Ordering::Acquire) as usize != chunks {
             wait(&mut spins);
         }
-        if s.panicked.swap(false, Ordering::Relaxed) {
+        if s.done.panicked.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new("a compute thread panicked"));
         }
     }
@@ -230,33 +295,40 @@ impl Pass<'_> {
         });
     }
 
-    /// Cuts the columns of row-major matrices (data, width), one after the other, into bands of whole units and calls
-    /// `f(matrix, columns, band)` on each. The first bands are large and the last small, so that the threads end together.
+    /// Cuts row-major matrices (data, width) of equally many rows into bands: blocks of rows, one for each thread where there are
+    /// rows enough, and within a block whole units of columns of one matrix after the other. Calls `f(matrix, band)` on each.
     ///
     /// # Panics
     /// If a matrix is not whole rows.
     pub fn for_each_band<const N: usize, F>(&self, matrices: [(&mut [f32], usize); N], grain: Grain, f: F)
     where
-        F: Fn(usize, Range<usize>, &mut Band<'_>) + Sync,
+        F: Fn(usize, &mut Band<'_>) + Sync,
     {
-        let unit = grain.unit.max(1);
+        let mut rows = 0;
         let matrices = matrices.map(|(data, width)| {
             assert!(width > 0 && data.len().is_multiple_of(width), "whole rows");
-            (data.len() / width, width, SharedMut(data.as_mut_ptr(), PhantomData))
+            rows = data.len() / width;
+            (width, rows, SharedMut(data.as_mut_ptr(), PhantomData))
         });
-        let total = matrices.iter().map(|(_, width, _)| width.div_ceil(unit)).sum();
-        let cut = Cut { total, most: grain.most.max(1), least: grain.least.max(1), sharers: self.threads + 1 };
-        let alone = self.threads == 1;
-        self.for_each(if alone { 1 } else { cut.pieces() }, |i| {
-            let piece = if alone { 0..total } else { cut.piece(i) };
+        assert!(matrices.iter().all(|m| m.1 == rows), "equally many rows");
+        let total: usize = matrices.iter().map(|(width, ..)| width.div_ceil(grain.unit)).sum();
+        let blocks = (rows / grain.rows_least).clamp(1, self.threads);
+        let height = rows.div_ceil(blocks).next_multiple_of(grain.rows_unit);
+        let blocks = rows.div_ceil(height);
+        // Several bands for each thread, so that they end together.
+        let wanted = total * blocks / if self.threads == 1 { 1 } else { self.threads * BANDS_EACH };
+        let piece = wanted.max(grain.least).clamp(1, grain.most);
+        let pieces = total.div_ceil(piece);
+        self.for_each(blocks * pieces, |i| {
+            let block = i / pieces * height..rows.min((i / pieces + 1) * height);
+            let (start, end) = (i % pieces * piece, total.min((i % pieces + 1) * piece));
             let mut before = 0;
-            for (m, (rows, width, base)) in matrices.iter().enumerate() {
-                let units = width.div_ceil(unit);
-                let (from, to) = (piece.start.max(before) - before, piece.end.min(before + units).saturating_sub(before));
-                // A piece of one matrix is cut again, so that no band is wider than was asked for.
-                for from in (from..to).step_by(cut.most) {
-                    let columns = from * unit..((from + cut.most).min(to) * unit).min(*width);
-                    f(m, columns.clone(), &mut Band { base, width: *width, rows: *rows, columns });
+            for (m, (width, _, base)) in matrices.iter().enumerate() {
+                let units = width.div_ceil(grain.unit);
+                let (from, to) = (start.max(before) - before, end.min(before + units).saturating_sub(before));
+                if from < to {
+                    let columns = from * grain.unit..(to * grain.unit).min(*width);
+                    f(m, &mut Band { base, width: *width, rows: block.clone(), columns });
                 }
                 before += units;
             }
@@ -264,59 +336,22 @@ impl Pass<'_> {
     }
 }
 
-/// How finely [`Pass::for_each_band`] cuts.
+/// Bands of a loop for each thread, about.
+const BANDS_EACH: usize = 8;
+
+/// How finely [`Pass::for_each_band`] cuts. No number may be 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Grain {
     /// Columns that stay together.
     pub unit: usize,
-    /// Most units of a piece.
+    /// Most units of a band.
     pub most: usize,
-    /// Least units of a piece (but for the last one).
+    /// Least units of a band (but for the last one).
     pub least: usize,
-}
-
-/// `total` units cut so that every piece is one `sharers`th of what is left, but for the bounds.
-#[derive(Clone, Copy, Debug)]
-struct Cut {
-    total: usize,
-    most: usize,
-    least: usize,
-    sharers: usize,
-}
-
-impl Cut {
-    /// How many pieces of `most` come first.
-    fn full(self) -> usize {
-        let bound = self.most.saturating_mul(self.sharers);
-        if self.total >= bound { (self.total - bound) / self.most + 1 } else { 0 }
-    }
-
-    fn next(self, left: usize) -> usize {
-        (left / self.sharers).clamp(self.least.min(self.most), self.most).min(left)
-    }
-
-    fn pieces(self) -> usize {
-        let full = self.full();
-        let mut left = self.total - full * self.most;
-        let mut count = full;
-        while left > 0 {
-            left -= self.next(left);
-            count += 1;
-        }
-        count
-    }
-
-    fn piece(self, i: usize) -> Range<usize> {
-        let full = self.full();
-        if i < full {
-            return i * self.most..(i + 1) * self.most;
-        }
-        let mut at = full * self.most;
-        for _ in full..i {
-            at += self.next(self.total - at);
-        }
-        at..at + self.next(self.total - at)
-    }
+    /// Rows that stay together.
+    pub rows_unit: usize,
+    /// Least rows of a block.
+    pub rows_least: usize,
 }
 
 /// A mutable slice that several threads write at disjoint places.
@@ -335,26 +370,31 @@ impl<T> SharedMut<'_, T> {
     }
 }
 
-/// Some columns of every row of a matrix, exclusively.
+/// Some columns of some rows of a matrix, exclusively.
 pub struct Band<'a> {
     base: &'a SharedMut<'a, f32>,
     width: usize,
-    rows: usize,
+    rows: Range<usize>,
     columns: Range<usize>,
 }
 
 impl Band<'_> {
-    /// Rows of the matrix.
-    pub fn rows(&self) -> usize {
-        self.rows
+    /// Which rows of the matrix.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
     }
 
-    /// This band's part of row `row`.
+    /// Which of their columns.
+    pub fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    /// This band's part of row `row` of the matrix.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert!(self.rows.contains(&row), "row {row} of {:?}", self.rows);
         let start = row * self.width;
-        // SAFETY: inside the matrix (checked), and bands of one loop have disjoint columns; `&mut self` keeps two rows of one
-        // band from being held at once.
+        // SAFETY: inside the matrix, as `rows` and `columns` are, and bands of one loop share no column of a row; `&mut self`
+        // keeps two rows of one band from being held at once.
         unsafe { self.base.slice(start + self.columns.start..start + self.columns.end) }
     }
 }
@@ -389,8 +429,10 @@ mod tests {
         assert!(data.iter().enumerate().all(|(i, v)| *v == i as u32 / 10 + 1));
         let mut m = vec![0f32; 5 * 17];
         team.pass(|p| {
-            p.for_each_band([(&mut m, 17)], Grain { unit: 4, most: 2, least: 1 }, |_, columns, band| {
-                for r in 0..band.rows() {
+            let grain = Grain { unit: 4, most: 2, least: 1, rows_unit: 2, rows_least: 2 };
+            p.for_each_band([(&mut m, 17)], grain, |_, band| {
+                let columns = band.columns();
+                for r in band.rows() {
                     for (v, c) in band.row(r).iter_mut().zip(columns.clone()) {
                         *v += (r * 17 + c) as f32;
                     }
@@ -404,36 +446,33 @@ mod tests {
     fn bands_of_several_matrices_cover_each_once() {
         for threads in [1, 2, 3, 5] {
             let team = Team::new(threads).unwrap();
-            for (most, least) in [(1, 1), (4, 1), (4, 2), (100, 3)] {
-                let (mut a, mut b, mut c) = (vec![0f32; 3 * 100], vec![0f32; 2 * 7], vec![0f32; 64]);
+            for (rows, most, least, rows_unit, rows_least) in [(1, 1, 1, 1, 1), (9, 4, 1, 4, 2), (9, 4, 2, 1, 100), (31, 100, 3, 4, 8)] {
+                let (mut a, mut b, mut c) = (vec![0f32; rows * 100], vec![0f32; rows * 7], vec![0f32; rows * 64]);
+                let grain = Grain { unit: 8, most, least, rows_unit, rows_least };
                 team.pass(|p| {
-                    let matrices = [(&mut a[..], 100), (&mut b[..], 7), (&mut c[..], 64)];
-                    p.for_each_band(matrices, Grain { unit: 8, most, least }, |m, columns, band| {
-                        assert!(columns.len() <= 8 * most && columns.start.is_multiple_of(8));
-                        for r in 0..band.rows() {
+                    p.for_each_band([(&mut a, 100), (&mut b, 7), (&mut c, 64)], grain, |m, band| {
+                        assert!(band.columns().len() <= 8 * most && band.columns().start.is_multiple_of(8), "{:?}", band.columns());
+                        assert!(band.rows().start.is_multiple_of(rows_unit));
+                        for r in band.rows() {
                             band.row(r).iter_mut().for_each(|v| *v += m as f32 + 1.0);
                         }
                     })
                 });
-                assert!(a.iter().all(|v| *v == 1.0) && b.iter().all(|v| *v == 2.0) && c.iter().all(|v| *v == 3.0), "{threads} {most}");
+                assert!([(a, 1.0), (b, 2.0), (c, 3.0)].iter().all(|(m, v)| m.iter().all(|x| x == v)), "{threads} threads, {grain:?}");
             }
         }
     }
 
     #[test]
-    fn pieces_are_the_whole_in_order_and_shrink() {
-        for total in [0, 1, 5, 60, 3072] {
-            for (most, least, sharers) in [(1, 1, 3), (4, 2, 3), (128, 1, 2), (9, 20, 5)] {
-                let cut = Cut { total, most, least, sharers };
-                let (mut at, mut last) = (0, usize::MAX);
-                for i in 0..cut.pieces() {
-                    let piece = cut.piece(i);
-                    assert!(piece.start == at && !piece.is_empty() && piece.len() <= most && piece.len() <= last, "{cut:?} {i}: {piece:?}");
-                    (at, last) = (piece.end, piece.len());
-                }
-                assert_eq!(at, total, "{cut:?}");
-            }
-        }
+    fn more_chunks_than_a_share_can_count_all_run() {
+        let team = Team::new(2).unwrap();
+        let hits: Vec<AtomicU32> = (0..300_001).map(|_| AtomicU32::new(0)).collect();
+        team.pass(|p| {
+            p.for_each(hits.len(), |i| {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+            })
+        });
+        assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
     }
 
     #[test]

@@ -1,24 +1,16 @@
 //! Products of float weights with the exact activations, in `LANES` partial sums along the columns.
 
-use super::{Activations, Matrix, PAD, Work};
+use super::{Multiply, PAD};
 use crate::quant::Float;
-use crate::simd::{Scratch, Simd, Task, quad};
+use crate::simd::{Simd, Task, quad};
 use std::marker::PhantomData;
-use std::ops::Range;
 
-/// The sums of `rows` of `w` with all activation rows; gives the lanes of a group.
-pub(super) struct FloatRows<'a, F> {
-    w: &'a Matrix,
-    x: &'a Activations,
-    rows: Range<usize>,
-    work: &'a mut Work,
-    sums: &'a mut Scratch,
-    format: PhantomData<F>,
-}
+/// The sums of a band of a product with any activation rows; gives the lanes of a group.
+pub(super) struct FloatRows<'a, F>(Multiply<'a>, PhantomData<F>);
 
 impl<'a, F> FloatRows<'a, F> {
-    pub(super) fn new(w: &'a Matrix, x: &'a Activations, rows: Range<usize>, work: &'a mut Work, sums: &'a mut Scratch) -> Self {
-        FloatRows { w, x, rows, work, sums, format: PhantomData }
+    pub(super) fn new(product: Multiply<'a>) -> Self {
+        FloatRows(product, PhantomData)
     }
 }
 
@@ -29,14 +21,14 @@ impl<F: Float> Task for FloatRows<'_, F> {
     type Out = usize;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        let FloatRows { w, x, rows, work, sums, .. } = self;
+        let Multiply { w, x, columns, rows, work, sums } = self.0;
         let padded = w.cols.next_multiple_of(PAD);
         let (buffer, _) = work.tile.two::<f32, u8>(TOGETHER * padded, 0);
-        let (sums, _) = sums.two::<f32, u8>(rows.len().div_ceil(S::LANES) * S::LANES * x.rows, 0);
-        for row in rows.clone().step_by(TOGETHER) {
+        let (sums, _) = sums.two::<f32, u8>(columns.len().div_ceil(S::LANES) * S::LANES * rows.len(), 0);
+        for row in columns.clone().step_by(TOGETHER) {
             for (r, out) in buffer.chunks_exact_mut(padded).enumerate() {
                 // The last rows repeat where there are fewer than four.
-                let bytes = &w.bytes()[(row + r).min(rows.end - 1) * w.row_bytes..][..w.row_bytes];
+                let bytes = &w.bytes()[(row + r).min(columns.end - 1) * w.row_bytes..][..w.row_bytes];
                 let whole = w.cols - w.cols % S::LANES;
                 let (vectors, rest) = bytes.split_at(whole * F::BYTES);
                 for (b, o) in vectors.chunks_exact(S::LANES * F::BYTES).zip(out.chunks_exact_mut(S::LANES)) {
@@ -46,17 +38,17 @@ impl<F: Float> Task for FloatRows<'_, F> {
                 rest.chunks_exact(F::BYTES).zip(&mut out[whole..]).for_each(|(b, o)| *o = F::decode(b));
             }
             // A group at the edge begins earlier; its sums lie where the store looks for them.
-            let at = row - rows.start;
-            let first = (rows.start + at / S::LANES * S::LANES).min(w.rows.saturating_sub(S::LANES));
-            let group = &mut sums[at / S::LANES * x.rows * S::LANES..][..x.rows * S::LANES];
-            let columns = &x.exact[..x.rows * padded];
+            let at = row - columns.start;
+            let first = (columns.start + at / S::LANES * S::LANES).min(w.rows.saturating_sub(S::LANES));
+            let group = &mut sums[at / S::LANES * rows.len() * S::LANES..][..rows.len() * S::LANES];
+            let x = &x.exact[rows.start * padded..rows.end * padded];
             let mut rest = group.chunks_exact_mut(S::LANES);
-            let mut quads = columns.chunks_exact(4 * padded);
+            let mut quads = x.chunks_exact(4 * padded);
             for x in &mut quads {
-                put(&mut rest, row - first, rows.end - row, dots::<S, 4>(s, buffer, x));
+                put(&mut rest, row - first, columns.end - row, dots::<S, 4>(s, buffer, x));
             }
             for x in quads.remainder().chunks_exact(padded) {
-                put(&mut rest, row - first, rows.end - row, dots::<S, 1>(s, buffer, x));
+                put(&mut rest, row - first, columns.end - row, dots::<S, 1>(s, buffer, x));
             }
         }
         S::LANES

@@ -122,11 +122,8 @@ pub fn matmul_many<const N: usize>(pass: &Pass<'_>, products: [(&Matrix, &mut [f
     if x.rows == 0 {
         return;
     }
-    pass.for_each_band(outs, grain(&weights, x), |m, rows, band| {
-        BUFFERS.with_borrow_mut(|Buffers { work, sums: [sums, _] }| {
-            let sums = multiply(weights[m], x, &rows, work, sums);
-            sums.store(&rows, band);
-        });
+    pass.for_each_band(outs, grain(&weights, x), |m, band| {
+        BUFFERS.with_borrow_mut(|Buffers { work, sums: [sums, _] }| multiply(weights[m], x, band, work, sums).store(band));
     });
 }
 
@@ -140,12 +137,12 @@ pub fn matmul_gated(pass: &Pass<'_>, gate: &Matrix, up: &Matrix, activation: Act
     if x.rows == 0 {
         return;
     }
-    pass.for_each_band([(out, gate.rows)], grain(&[gate, up], x), |_, rows, band| {
+    pass.for_each_band([(out, gate.rows)], grain(&[gate, up], x), |_, band| {
         BUFFERS.with_borrow_mut(|Buffers { work, sums: [first, second] }| {
-            let gate = multiply(gate, x, &rows, work, first);
-            let up = multiply(up, x, &rows, work, second);
+            let gate = multiply(gate, x, band, work, first);
+            let up = multiply(up, x, band, work, second);
             gate_at(x.level, activation, gate.floats, up.floats);
-            gate.store(&rows, band);
+            gate.store(band);
         });
     });
 }
@@ -155,14 +152,15 @@ fn check(w: &Matrix, x: &Activations, out: &[f32]) {
     assert!(if w.is_float() { x.has_exact } else { x.has_codes }, "activations were not loaded for {}", w.ty);
 }
 
-/// How the weight rows are cut: for one activation row in bands long enough to stream, for more in bands whose sums and
-/// unpacked weights stay in the second-level cache.
+/// How products are cut: those of one activation row in bands long enough to stream, those of more in bands whose sums and
+/// unpacked weights stay in the second-level cache. Many activation rows are shared out among the threads, which unpack the
+/// weights each for themselves: that costs less than moving activations from core to core.
 fn grain(weights: &[&Matrix], x: &Activations) -> Grain {
     let row_bytes = weights.iter().map(|w| w.row_bytes).max().unwrap_or(1);
     if x.rows == 1 {
-        Grain { unit: PAD, most: 128, least: (LEAST_STREAM / (PAD * row_bytes)).max(1) }
+        Grain { unit: PAD, most: 128, least: (LEAST_STREAM / (PAD * row_bytes)).max(1), rows_unit: 1, rows_least: 1 }
     } else {
-        Grain { unit: PAD, most: 4, least: 2 }
+        Grain { unit: PAD, most: 4, least: 2, rows_unit: 4 * tile::PANELS_MOST, rows_least: 64 }
     }
 }
 
@@ -187,8 +185,8 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// The sums of a band of weight rows with all activation rows: `(groups, padded rows, lanes)`. Group `k` is the rows
-/// `start + k * lanes ..`, or the last `lanes` rows of the matrix if those are not that many.
+/// The sums of a band: `(groups, padded activation rows, lanes)`. Group `k` is the weight rows `start + k * lanes ..`, or the last
+/// `lanes` rows of the matrix if those are not that many.
 struct Sums<'a> {
     floats: &'a mut [f32],
     /// Activation rows, padding included.
@@ -199,28 +197,33 @@ struct Sums<'a> {
 }
 
 impl Sums<'_> {
-    fn store(&self, rows: &Range<usize>, band: &mut Band<'_>) {
-        for i in 0..band.rows() {
-            let out = band.row(i);
+    fn store(&self, band: &mut Band<'_>) {
+        let (first, columns) = (band.rows().start, band.columns());
+        for row in band.rows() {
+            let out = band.row(row);
             for (k, out) in out.chunks_mut(self.lanes).enumerate() {
-                let group = &self.floats[(k * self.rows + i) * self.lanes..][..self.lanes];
-                if out.len() == group.len() {
-                    out.copy_from_slice(group);
-                } else {
-                    let row = rows.start + k * self.lanes;
-                    out.copy_from_slice(&group[row - row.min(self.height.saturating_sub(self.lanes))..][..out.len()]);
+                let group = &self.floats[(k * self.rows + row - first) * self.lanes..][..self.lanes];
+                let column = columns.start + k * self.lanes;
+                let lane = column - column.min(self.height.saturating_sub(self.lanes));
+                match (self.lanes, lane) {
+                    // Lengths that the compiler knows make these copies single moves.
+                    (16, 0) if out.len() == 16 => out[..16].copy_from_slice(&group[..16]),
+                    (8, 0) if out.len() == 8 => out[..8].copy_from_slice(&group[..8]),
+                    (4, 0) if out.len() == 4 => out[..4].copy_from_slice(&group[..4]),
+                    _ => out.copy_from_slice(&group[lane..][..out.len()]),
                 }
             }
         }
     }
 }
 
-/// The sums of `rows` of `w` with all of `x`.
-fn multiply<'s>(w: &Matrix, x: &Activations, rows: &Range<usize>, work: &mut Work, sums: &'s mut Scratch) -> Sums<'s> {
-    let done = quant::visit(w.ty, Multiply { w, x, rows: rows.clone(), work, sums });
+/// The sums of the weight rows that are `band`'s columns with the activation rows that are its rows.
+fn multiply<'s>(w: &Matrix, x: &Activations, band: &Band<'_>, work: &mut Work, sums: &'s mut Scratch) -> Sums<'s> {
+    let (columns, rows) = (band.columns(), band.rows());
+    let done = quant::visit(w.ty, Multiply { w, x, columns: columns.clone(), rows, work, sums });
     debug_assert!(done.is_some(), "checked in `Matrix::new`");
     let (lanes, padded) = done.unwrap_or((PAD, 0));
-    let (floats, _) = sums.two::<f32, u8>(rows.len().div_ceil(lanes) * lanes * padded, 0);
+    let (floats, _) = sums.two::<f32, u8>(columns.len().div_ceil(lanes) * lanes * padded, 0);
     Sums { floats, rows: padded, lanes, height: w.rows }
 }
 
@@ -228,6 +231,9 @@ fn multiply<'s>(w: &Matrix, x: &Activations, rows: &Range<usize>, work: &mut Wor
 struct Multiply<'a> {
     w: &'a Matrix,
     x: &'a Activations,
+    /// Weight rows.
+    columns: Range<usize>,
+    /// Activation rows.
     rows: Range<usize>,
     work: &'a mut Work,
     sums: &'a mut Scratch,
@@ -237,16 +243,16 @@ impl Visitor for Multiply<'_> {
     type Out = (usize, usize);
 
     fn block<B: Block>(self) -> (usize, usize) {
-        let Multiply { w, x, rows, work, sums } = self;
-        if x.rows == 1 {
-            (dispatch(x.level, single::Single::<B>::new(w, x, rows, work, sums)), 1)
+        let (level, rows) = (self.x.level, self.rows.len());
+        if self.x.rows == 1 {
+            (dispatch(level, single::Single::<B>::new(self)), 1)
         } else {
-            (dispatch(x.level, tile::Expanded::<B>::new(w, x, rows, work, sums)), x.rows.next_multiple_of(4))
+            (dispatch(level, tile::Expanded::<B>::new(self)), rows.next_multiple_of(4))
         }
     }
 
     fn float<F: Float>(self) -> (usize, usize) {
-        let Multiply { w, x, rows, work, sums } = self;
-        (dispatch(x.level, float::FloatRows::<F>::new(w, x, rows, work, sums)), x.rows)
+        let (level, rows) = (self.x.level, self.rows.len());
+        (dispatch(level, float::FloatRows::<F>::new(self)), rows)
     }
 }

@@ -1,25 +1,17 @@
 //! Mat-vec: one activation row. Weights stream from the map and are multiplied while their codes are in registers.
 
 use super::activations::Panel;
-use super::{Activations, BLOCK, Matrix, Work};
+use super::{BLOCK, Matrix, Multiply};
 use crate::quant::{Block, Shape, Sink};
-use crate::simd::{I8, Rows, Scratch, Simd, Task};
+use crate::simd::{I8, Rows, Simd, Task};
 use std::marker::PhantomData;
-use std::ops::Range;
 
-/// The sums of `rows` of `w` with one activation row; gives the lanes of a group.
-pub(super) struct Single<'a, B> {
-    w: &'a Matrix,
-    x: &'a Activations,
-    rows: Range<usize>,
-    work: &'a mut Work,
-    sums: &'a mut Scratch,
-    format: PhantomData<B>,
-}
+/// The sums of a band of a product with one activation row; gives the lanes of a group.
+pub(super) struct Single<'a, B>(Multiply<'a>, PhantomData<B>);
 
 impl<'a, B> Single<'a, B> {
-    pub(super) fn new(w: &'a Matrix, x: &'a Activations, rows: Range<usize>, work: &'a mut Work, sums: &'a mut Scratch) -> Self {
-        Single { w, x, rows, work, sums, format: PhantomData }
+    pub(super) fn new(product: Multiply<'a>) -> Self {
+        Single(product, PhantomData)
     }
 }
 
@@ -27,11 +19,11 @@ impl<B: Block> Task for Single<'_, B> {
     type Out = usize;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        let Single { w, x, rows, work, sums, .. } = self;
+        let Multiply { w, x, columns, work, sums, .. } = self.0;
         repeat_few::<S>(w, &mut work.few);
-        let (sums, _) = sums.two::<S::F, u8>(rows.len().div_ceil(S::LANES), 0);
+        let (sums, _) = sums.two::<S::F, u8>(columns.len().div_ceil(S::LANES), 0);
         for (k, out) in sums.iter_mut().enumerate() {
-            let group = group::<S>(w, &work.few, rows.start + k * S::LANES);
+            let group = group::<S>(w, &work.few, columns.start + k * S::LANES);
             let mut sink = VecSink::<S, B> { s, x: x.single.iter(), sum: s.splat(0.0), rows: group, ahead: 0, format: PhantomData };
             for at in (0..w.row_bytes).step_by(B::BYTES) {
                 B::unpack(s, &group, at, &mut sink);

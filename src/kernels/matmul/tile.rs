@@ -5,39 +5,35 @@
 
 use super::activations::Panel;
 use super::single::{by_code, group, join, join_halves, offset, repeat_few};
-use super::{Activations, BLOCK, Matrix, Work};
+use super::{Activations, BLOCK, Multiply};
 use crate::quant::{Block, Shape, Sink};
 use crate::simd::{Scratch, Simd, Task, dispatch, quad};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The sums of `rows` of `w` with all activation rows; gives the lanes of a group.
-pub(super) struct Expanded<'a, B> {
-    w: &'a Matrix,
-    x: &'a Activations,
-    rows: Range<usize>,
-    work: &'a mut Work,
-    sums: &'a mut Scratch,
-    format: PhantomData<B>,
-}
+/// The sums of a band of a product with several activation rows; gives the lanes of a group.
+pub(super) struct Expanded<'a, B>(Multiply<'a>, PhantomData<B>);
 
 impl<'a, B> Expanded<'a, B> {
-    pub(super) fn new(w: &'a Matrix, x: &'a Activations, rows: Range<usize>, work: &'a mut Work, sums: &'a mut Scratch) -> Self {
-        Expanded { w, x, rows, work, sums, format: PhantomData }
+    pub(super) fn new(product: Multiply<'a>) -> Self {
+        Expanded(product, PhantomData)
     }
 }
 
 /// Blocks of 32 columns of a span, about; a multiple of what a format has in a block.
 const SPAN: usize = 16;
 
+/// Most panels of a tile on any level.
+pub(super) const PANELS_MOST: usize = 3;
+
 impl<B: Block> Task for Expanded<'_, B> {
     type Out = usize;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
-        let Expanded { w, x, rows, work, sums, .. } = self;
+        let Multiply { w, x, columns, rows, work, sums } = self.0;
         repeat_few::<S>(w, &mut work.few);
         let blocks = w.cols / BLOCK;
-        let groups = rows.len().div_ceil(S::LANES);
+        let groups = columns.len().div_ceil(S::LANES);
         // Even spans, of whole blocks of the format.
         let whole = B::LEN / BLOCK;
         let span = (blocks / whole).div_ceil((blocks / SPAN).max(1)) * whole;
@@ -45,7 +41,7 @@ impl<B: Block> Task for Expanded<'_, B> {
             let span = from..blocks.min(from + span);
             let (codes, factors) = work.tile.two::<TileCodes<S>, S::F>(groups * span.len(), groups * span.len() * factors::<B::Shape>());
             for k in 0..groups {
-                let group = group::<S>(w, &work.few, rows.start + k * S::LANES);
+                let group = group::<S>(w, &work.few, columns.start + k * S::LANES);
                 let codes = codes[k * span.len()..][..span.len()].iter_mut();
                 let factors = factors[k * span.len() * factors_of::<B>()..].chunks_exact_mut(factors_of::<B>());
                 let mut sink = TileSink::<S, B::Shape> { s, tile: codes.zip(factors), shape: PhantomData };
@@ -54,7 +50,8 @@ impl<B: Block> Task for Expanded<'_, B> {
                 }
             }
             // By shape, not by format: there are fewer of those.
-            dispatch(x.level, Tiles::<B::Shape> { x, span, groups, tile: &mut work.tile, sums, shape: PhantomData });
+            let rows = rows.clone();
+            dispatch(x.level, Tiles::<B::Shape> { x, rows, span, groups, tile: &mut work.tile, sums, shape: PhantomData });
         }
         S::LANES
     }
@@ -93,9 +90,10 @@ impl<S: Simd, C: Shape> Sink<S> for TileSink<'_, S, C> {
     }
 }
 
-/// All activation rows times the expanded groups.
+/// Activation rows times the expanded groups.
 struct Tiles<'a, C> {
     x: &'a Activations,
+    rows: Range<usize>,
     span: Range<usize>,
     groups: usize,
     tile: &'a mut Scratch,
@@ -107,9 +105,10 @@ impl<C: Shape> Task for Tiles<'_, C> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tiles { x, span, groups, .. } = self;
+        let Tiles { x, rows, span, groups, .. } = self;
         let blocks = x.cols / BLOCK;
-        let (len, count) = (span.len(), x.panels.len() / blocks);
+        let (len, count) = (span.len(), rows.len().div_ceil(4));
+        let panels = &x.panels[rows.start / 4 * blocks..];
         let (codes, factors) = self.tile.two::<TileCodes<S>, S::F>(groups * len, groups * len * factors::<C>());
         let (sums, _) = self.sums.two::<S::F, u8>(groups * count * 4, 0);
         let mut panel = 0;
@@ -119,7 +118,7 @@ impl<C: Shape> Task for Tiles<'_, C> {
                 let tile = Tile::<S> {
                     codes: &codes[k * len..][..len],
                     factors: &factors[k * len * self::factors::<C>()..][..len * self::factors::<C>()],
-                    panels: &x.panels[panel * blocks..],
+                    panels: &panels[panel * blocks..],
                     blocks,
                     from: span.start,
                 };
