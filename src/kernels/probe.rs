@@ -39,6 +39,10 @@ impl Probe {
         while len > 16 * CHUNK_BYTES && available_bytes().is_some_and(|free| len > free / 4) {
             len /= 2;
         }
+        Probe::with_bytes(len)
+    }
+
+    fn with_bytes(len: usize) -> Result<Probe> {
         let mut stream = MmapMut::map_anon(len).map_err(|source| Error::Io { what: "map memory to read".into(), source })?;
         #[cfg(target_os = "linux")]
         let _ = stream.advise(memmap2::Advice::HugePage);
@@ -163,7 +167,7 @@ mod tests {
 
     #[test]
     fn speeds_are_numbers() {
-        let (probe, team) = (Probe::new().unwrap(), Team::new(2).unwrap());
+        let (probe, team) = (Probe::with_bytes(3 * CHUNK_BYTES / 2).unwrap(), Team::new(2).unwrap());
         for speed in [probe.read_bandwidth(&team), probe.dot_rate(&team)] {
             assert!(speed.is_finite() && speed > 0.0);
         }
