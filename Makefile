@@ -20,7 +20,7 @@ EXAMPLE := build/example
 LEVELS = $(shell $(RELEASE)/loci simd 2> /dev/null)
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The loci command and the C library, optimised, in target/release
 	@tools/setup.sh cargo cc
@@ -65,9 +65,22 @@ prove: ## Prove at link time that the marked small functions and kernels cannot 
 	@tools/setup.sh cargo cc
 	@tools/prove_no_panic.sh
 
-isa: build model ## The kernel tests at every instruction set that this machine has
+isa: build model ## The kernel tests at every instruction set that this machine has; none used below its level (disassembly)
+	@tools/check_isa.sh $(RELEASE)/loci $(RELEASE)/libloci.so
 	@for level in $(LEVELS); do echo "LOCI_SIMD=$$level"; LOCI_SIMD=$$level cargo test -q --test kernels_agree --test quant_golden --test fot_golden --test model_exact || exit 1; done
 	@echo "passed at: $(LEVELS)"
+
+aarch64: ## Build the tests for 64-bit ARM and run them on emulated CPUs (Cortex-A53, A76, all there is); totals of each
+	@tools/setup.sh cargo cc pip unzip numpy
+	@tools/get_model.sh all
+	@tools/aarch64/test.sh
+
+aarch64-isa: ## The kernel tests at every 64-bit ARM level, emulated; no instruction used below its level (disassembly)
+	@tools/setup.sh cargo cc
+	@tools/aarch64/test.sh levels
+
+aarch64-cost: ## Instructions and modelled cycles of the products on ARM cores, beside ggml's: a table, and benches/record/
+	@tools/aarch64/cost.sh
 
 vocab-tests: ## The tokenizers against llama.cpp's vocabulary tests: VOCAB=llama.cpp/models, a directory of its source tree
 	@[ -n "$(VOCAB)" ] || { echo "VOCAB=DIR is missing: a directory with llama.cpp's ggml-vocab-*.gguf and their .inp and .out," \
@@ -97,4 +110,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint prove isa vocab-tests header install clean
+.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install clean
