@@ -2,17 +2,17 @@
 //!
 //! | word | instruction | Cortex-A72 | Cortex-A76 |
 //! |---|---|---|---|
-//! | `dot` (Neon) | smull + smull2 + addp + sadalp | 4 a dword of codes | |
-//! | `dot` (DotProd) | sdot by element | - | 3 / 2 per cycle |
+//! | `dot` (Neon) | smull, smlal, then pairwise sums | 1 per cycle | |
+//! | `dot` (DotProd) | sdot | - | 2 per cycle |
 //! | `lookup` | tbl | 3 / 2 | 2 / 2 |
 //! | `transpose` | trn/zip | 3 / 2 | 2 / 2 |
 //! | `f16_lanes` | xtn + fcvtl | 3 + 3 | 3 + 3 |
 //!
-//! `sdot` has no stable intrinsic: one instruction of inline assembly. Codes of at most six bits and signed codes are both
-//! signed bytes here, so all kinds share one product. Without `sdot` two products of signed bytes (2 * 128 * 127 = 32512) fit
-//! the 16 bits in which neighbours are added.
+//! `sdot` has no stable intrinsic: one instruction of inline assembly. Codes of at most six bits and signed codes are both signed
+//! bytes here, so `sdot` takes all kinds. Without it products are added up in 16 bits while they fit, activations being at most 127:
+//! two of signed codes (2 * 128 * 127 = 32512), four of 6 bits (4 * 63 * 127 = 32004), sixteen of 4 bits (16 * 15 * 127 = 30480).
 
-use super::{Plain, Rows, Simd, Task, quad};
+use super::{I8, Plain, Rows, Simd, Task, U4, quad};
 use std::arch::aarch64::*;
 
 /// The token.
@@ -39,25 +39,43 @@ pub unsafe fn run_dotprod<T: Task>(task: T) -> T::Out {
 }
 
 /// Adds to every lane of `acc` the dot of the four signed bytes there in `w` and `a`.
+///
+/// # Safety
+/// The CPU must have `sdot`.
 #[inline(always)]
-fn dot4<const DOT: bool>(acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
-    // SAFETY: Neon by the token, and `sdot` where `DOT` says so.
+unsafe fn sdot(acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    let mut acc = acc;
+    // SAFETY: the caller's; the instruction touches nothing but its registers.
     unsafe {
-        if DOT {
-            let mut acc = acc;
-            std::arch::asm!(
-                ".arch_extension dotprod",
-                "sdot {acc:v}.4s, {w:v}.16b, {a:v}.16b",
-                acc = inout(vreg) acc, w = in(vreg) w, a = in(vreg) a,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-            acc
-        } else {
-            let low = vmull_s8(vget_low_s8(w), vget_low_s8(a));
-            let high = vmull_high_s8(w, a);
-            vpadalq_s16(acc, vpaddq_s16(low, high))
-        }
+        std::arch::asm!(
+            ".arch_extension dotprod",
+            "sdot {acc:v}.4s, {w:v}.16b, {a:v}.16b",
+            acc = inout(vreg) acc, w = in(vreg) w, a = in(vreg) a,
+            options(pure, nomem, nostack, preserves_flags)
+        );
     }
+    acc
+}
+
+/// Products of the low eight bytes.
+#[inline(always)]
+fn mul_low(w: int8x16_t, a: int8x16_t) -> int16x8_t {
+    // SAFETY: Neon by the token.
+    unsafe { vmull_s8(vget_low_s8(w), vget_low_s8(a)) }
+}
+
+/// `acc` plus the products of the low eight bytes.
+#[inline(always)]
+fn add_low(acc: int16x8_t, w: int8x16_t, a: int8x16_t) -> int16x8_t {
+    // SAFETY: Neon by the token.
+    unsafe { vmlal_s8(acc, vget_low_s8(w), vget_low_s8(a)) }
+}
+
+/// The sum of each of four vectors, in order.
+#[inline(always)]
+fn sum_rows(p: [int32x4_t; 4]) -> uint8x16_t {
+    // SAFETY: Neon by the token.
+    unsafe { from32(vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3]))) }
 }
 
 #[inline(always)]
@@ -189,11 +207,13 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
     #[inline(always)]
     fn store_i8(self, v: uint8x16_t, out: &mut [i8]) {
-        // SAFETY: token; the array holds four integers.
-        let mut words = [0i32; 4];
-        unsafe { vst1q_s32(words.as_mut_ptr(), s32(v)) };
-        for (o, w) in out[..4].iter_mut().zip(words) {
-            *o = w as i8;
+        // SAFETY: token.
+        let word = unsafe {
+            let halves = vmovn_s32(s32(v));
+            vget_lane_u32::<0>(vreinterpret_u32_s8(vmovn_s16(vcombine_s16(halves, halves))))
+        };
+        for (o, b) in out[..4].iter_mut().zip(word.to_le_bytes()) {
+            *o = b as i8;
         }
     }
     #[inline(always)]
@@ -201,10 +221,27 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         // SAFETY: token.
         unsafe {
             let a = vreinterpretq_s32_s8(part(a));
-            let acc = dot4::<DOT>(s32(acc), s8(w[0]), vreinterpretq_s8_s32(vdupq_laneq_s32::<0>(a)));
-            let acc = dot4::<DOT>(acc, s8(w[1]), vreinterpretq_s8_s32(vdupq_laneq_s32::<1>(a)));
-            let acc = dot4::<DOT>(acc, s8(w[2]), vreinterpretq_s8_s32(vdupq_laneq_s32::<2>(a)));
-            from32(dot4::<DOT>(acc, s8(w[3]), vreinterpretq_s8_s32(vdupq_laneq_s32::<3>(a))))
+            let a = [vdupq_laneq_s32::<0>(a), vdupq_laneq_s32::<1>(a), vdupq_laneq_s32::<2>(a), vdupq_laneq_s32::<3>(a)];
+            let (w, a) = (quad!(I => s8(w[I])), quad!(I => vreinterpretq_s8_s32(a[I])));
+            let acc = s32(acc);
+            if DOT {
+                return from32(sdot(sdot(sdot(sdot(acc, w[0], a[0]), w[1], a[1]), w[2], a[2]), w[3], a[3]));
+            }
+            // Rows 0 and 1 in the low sums, 2 and 3 in the high ones.
+            let (low, high) = (mul_low(w[0], a[0]), vmull_high_s8(w[0], a[0]));
+            let (low, high) = (add_low(low, w[1], a[1]), vmlal_high_s8(high, w[1], a[1]));
+            if K == I8 {
+                let (more_low, more_high) = (mul_low(w[2], a[2]), vmull_high_s8(w[2], a[2]));
+                let (more_low, more_high) = (add_low(more_low, w[3], a[3]), vmlal_high_s8(more_high, w[3], a[3]));
+                let (low, high) = (vpadalq_s16(vpaddlq_s16(low), more_low), vpadalq_s16(vpaddlq_s16(high), more_high));
+                return from32(vaddq_s32(acc, vpaddq_s32(low, high)));
+            }
+            let (low, high) = (add_low(low, w[2], a[2]), vmlal_high_s8(high, w[2], a[2]));
+            let (low, high) = (add_low(low, w[3], a[3]), vmlal_high_s8(high, w[3], a[3]));
+            if K == U4 {
+                return from32(vpadalq_s16(acc, vpaddq_s16(low, high)));
+            }
+            from32(vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))))
         }
     }
     #[inline(always)]
@@ -212,8 +249,15 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         let a = part(a);
         // SAFETY: token.
         unsafe {
-            let p = quad!(I => dot4::<DOT>(vdupq_n_s32(0), s8(w[I]), a));
-            from32(vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3])))
+            if DOT {
+                return sum_rows(quad!(I => sdot(vdupq_n_s32(0), s8(w[I]), a)));
+            }
+            let p = quad!(I => vmlal_high_s8(mul_low(s8(w[I]), a), s8(w[I]), a));
+            if K == I8 {
+                return sum_rows(quad!(I => vpaddlq_s16(p[I])));
+            }
+            let (p, q) = (vpaddq_s16(p[0], p[1]), vpaddq_s16(p[2], p[3]));
+            from32(vpaddq_s32(vpaddlq_s16(p), vpaddlq_s16(q)))
         }
     }
     #[inline(always)]
@@ -222,8 +266,20 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         let (a, b) = (part(a), part(b));
         // SAFETY: token.
         unsafe {
-            let p = quad!(I => dot4::<DOT>(dot4::<DOT>(vdupq_n_s32(0), s8(lo[I]), a), s8(hi[I]), b));
-            from32(vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3])))
+            if DOT {
+                return sum_rows(quad!(I => sdot(sdot(vdupq_n_s32(0), s8(lo[I]), a), s8(hi[I]), b)));
+            }
+            let p = quad!(I => vmlal_high_s8(mul_low(s8(lo[I]), a), s8(lo[I]), a));
+            if K == I8 {
+                let q = quad!(I => vmlal_high_s8(mul_low(s8(hi[I]), b), s8(hi[I]), b));
+                return sum_rows(quad!(I => vpadalq_s16(vpaddlq_s16(p[I]), q[I])));
+            }
+            let p = quad!(I => vmlal_high_s8(add_low(p[I], s8(hi[I]), b), s8(hi[I]), b));
+            if K == U4 {
+                let p = vpaddq_s16(vpaddq_s16(p[0], p[1]), vpaddq_s16(p[2], p[3]));
+                return from32(vpaddlq_s16(p));
+            }
+            sum_rows(quad!(I => vpaddlq_s16(p[I])))
         }
     }
     #[inline(always)]
