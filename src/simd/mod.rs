@@ -84,15 +84,15 @@ impl<'a> Rows<'a> {
         unsafe { self.base.add(row * self.stride + at) }
     }
 
-    /// Asks the second-level cache for bytes `from .. from + len` of what follows these rows, or of what lies `AHEAD` ahead where the
-    /// rows are short: memory answers no faster for them. (The first level would not hold two groups of long rows.) A hint: nothing
-    /// need be there.
+    /// Asks the second-level cache for `len` bytes that will be wanted when this many more have been used up: one and a half times
+    /// these rows, or `AHEAD` where they are short, for memory answers no faster then. (The first level would not hold two groups of
+    /// long rows.) `from` is what has been asked for so far. A hint: nothing need be there.
     #[inline(always)]
     pub fn prefetch_following(&self, from: usize, len: usize) {
         #[cfg(target_arch = "x86_64")]
         {
             const AHEAD: usize = 10 << 10;
-            let next = self.base.wrapping_add((self.lanes * self.stride).max(AHEAD) + from);
+            let next = self.base.wrapping_add((self.lanes * self.stride * 3 / 2).max(AHEAD) + from);
             for line in (0..len).step_by(64) {
                 // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
                 unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(next.wrapping_add(line).cast()) };
