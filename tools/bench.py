@@ -180,11 +180,11 @@ def plot(rows):
     if not tests:
         return None
     scale = {k: max(float(r["median"]) for e, r in v.items() if e != "loci") for k, v in tests.items()}
-    values = [float(r[f]) / scale[k] for k, v in tests.items() for r in v.values() for f in ("min", "max")]
+    values = [float(r["median"]) / scale[k] for k, v in tests.items() for r in v.values()]
     # Halvings and doublings of the fastest peer, as many as there are.
     low, high = max(-6, math.floor(math.log2(min(values)))), max(1, math.ceil(math.log2(max(values))))
     left, right, top, step = 350, 700, 64, 24
-    x = lambda value: left + (right - left) * (math.log2(max(value, 2.0**low)) - low) / (high - low)
+    x = lambda value: left + (right - left) * (min(max(math.log2(max(value, 1e-9)), low), high) - low) / (high - low)
     bottom = top + step * len(tests)
     cpu = rows[0]["cpu"]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {bottom + 44}" font-family="system-ui, sans-serif" font-size="13">',
