@@ -22,8 +22,9 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 /// Most threads a team may have.
 pub const THREADS_MAX: usize = 512;
 
-/// How often a waiting thread looks again before it gives its time slice away.
-const SPINS_BEFORE_YIELD: u32 = 4000;
+/// How often a waiting thread looks again before it gives its time slice away: some ten microseconds, longer than what usually
+/// lies between two loops. On a machine with more threads than cores the thread that is waited for needs this very core.
+const SPINS_BEFORE_YIELD: u32 = 1500;
 
 /// The number of threads to use when nobody says: one for each big core that the process may run on (its affinity mask and its
 /// share of the machine), at most 16.
