@@ -70,7 +70,7 @@ impl Default for SessionOptions {
     fn default() -> Self {
         SessionOptions {
             context_length: 0,
-            batch: 256,
+            batch: 512,
             threads: 0,
             kv_codec: Codec::F16,
             rope: None,

@@ -86,10 +86,10 @@ impl<S: Simd, B: Block> Sink<S> for VecSink<'_, S, B> {
     fn take(&mut self, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]) {
         // As many bytes ahead as are used up here: a few lines at a time, or the requests queue up.
         let used = B::BYTES * S::LANES * BLOCK / B::LEN;
-        self.rows.prefetch_following(self.ahead, used);
-        self.ahead += used;
         let Some(x) = self.x.next() else { return };
         self.sum = multiply::<S, B::Shape>(self.s, x, self.sum, lo, hi, scale, shift);
+        self.rows.prefetch_following(self.ahead, used);
+        self.ahead += used;
     }
 }
 
