@@ -89,18 +89,28 @@ impl<'a> Rows<'a> {
     /// long rows.) `from` is what has been asked for so far. A hint: nothing need be there.
     #[inline(always)]
     pub fn prefetch_following(&self, from: usize, len: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            const AHEAD: usize = 10 << 10;
-            let next = self.base.wrapping_add((self.lanes * self.stride * 3 / 2).max(AHEAD) + from);
-            for line in (0..len).step_by(64) {
-                // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
-                unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(next.wrapping_add(line).cast()) };
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (from, len);
+        const AHEAD: usize = 10 << 10;
+        prefetch_at(self.base.wrapping_add((self.lanes * self.stride * 3 / 2).max(AHEAD) + from), len);
     }
+}
+
+/// Asks the second-level cache for bytes `from .. from + len`, as far as there are any.
+#[inline(always)]
+pub fn prefetch<T: Plain>(values: &[T], from: usize, len: usize) {
+    if from < size_of_val(values) {
+        prefetch_at(values.as_ptr().cast::<u8>().wrapping_add(from), len);
+    }
+}
+
+#[inline(always)]
+fn prefetch_at(start: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(64) {
+        // SAFETY: prefetching any address is allowed (SSE is part of x86-64).
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(start.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, len);
 }
 
 /// The vocabulary. `V` is a vector of bytes or of 32-bit integers as the word says; `F` a vector of `f32`.

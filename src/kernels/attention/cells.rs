@@ -2,20 +2,23 @@
 //! else decoded into a buffer.
 //!
 //! A tile is sixteen tokens. Of keys, it has a cell for each element, which holds that element of every token; of values, it has
-//! the cells of the first token's row, then those of the second's, and so on.
+//! the cells of the first token's row, then those of the second's, and so on. Decoded keys of four tiles stand side by side, so
+//! that they are read from one stream.
 
 use super::{Entries, KvSegment};
 use crate::kernels::codec::{Bf16, Codec, Encoding, F16, F32};
 use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 use crate::kernels::vector::LANES;
-use crate::simd::{Rows, Simd};
+use crate::simd::{Rows, Simd, prefetch};
 
 /// How a cell is stored.
 pub(super) trait Cells {
     /// What cells are cut from.
-    type Element;
-    /// Sixteen elements.
+    type Element: crate::simd::Plain;
+    /// Sixteen elements; of keys, of each of `TILES` tiles.
     type Cell;
+    /// See there.
+    const TILES: usize;
     /// The cells that a slice consists of.
     fn cut(elements: &[Self::Element]) -> &[Self::Cell];
     /// `LANES` elements of a cell, the first of which is number `from`.
@@ -24,10 +27,30 @@ pub(super) trait Cells {
 
 /// Decoded.
 pub(super) struct Floats;
+/// Decoded keys.
+pub(super) struct FloatKeys;
+
+/// Tiles of decoded keys that stand side by side.
+pub(super) const ABREAST: usize = 4;
+
+impl Cells for FloatKeys {
+    type Element = f32;
+    type Cell = [f32; 16 * ABREAST];
+    const TILES: usize = ABREAST;
+    #[inline(always)]
+    fn cut(elements: &[f32]) -> &[[f32; 16 * ABREAST]] {
+        elements.as_chunks().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, cell: &[f32; 16 * ABREAST], from: usize) -> S::F {
+        s.load(&cell[from..])
+    }
+}
 
 impl Cells for Floats {
     type Element = f32;
     type Cell = [f32; 16];
+    const TILES: usize = 1;
     #[inline(always)]
     fn cut(elements: &[f32]) -> &[[f32; 16]] {
         elements.as_chunks().0
@@ -43,6 +66,7 @@ macro_rules! encoded {
         impl Cells for $name {
             type Element = u8;
             type Cell = [u8; $bytes];
+            const TILES: usize = 1;
             #[inline(always)]
             fn cut(elements: &[u8]) -> &[[u8; $bytes]] {
                 elements.as_chunks().0
@@ -65,6 +89,8 @@ pub(super) struct View<'a, T: Cells> {
     pub stride: usize,
     /// Elements of a tile.
     pub each: usize,
+    /// Bytes that will be wanted of each tile.
+    pub wanted: usize,
 }
 
 impl<T: Cells> Clone for View<'_, T> {
@@ -76,18 +102,18 @@ impl<T: Cells> Clone for View<'_, T> {
 impl<T: Cells> Copy for View<'_, T> {}
 
 impl<'a, T: Cells> View<'a, T> {
-    /// The cells of tile `i`.
+    /// The cells of tile `i`, and where in each of them it begins.
     #[inline(always)]
-    pub fn tile(&self, i: usize) -> &'a [T::Cell] {
-        T::cut(&self.elements[i * self.stride..][..self.each])
+    pub fn tile(&self, i: usize) -> (&'a [T::Cell], usize) {
+        (T::cut(&self.elements[i / T::TILES * self.stride..][..self.each]), i % T::TILES * TILE_TOKENS)
     }
 }
 
-impl<'a> View<'a, Floats> {
-    /// Of decoded tiles, one after the other.
+impl<'a, T: Cells<Element = f32>> View<'a, T> {
+    /// Of decoded tiles, one after the other; `each` is their size, or that of those that stand side by side.
     #[inline(always)]
     pub fn of(elements: &'a [f32], each: usize) -> Self {
-        View { elements, stride: each, each }
+        View { elements, stride: each, each, wanted: 0 }
     }
 }
 
@@ -102,7 +128,8 @@ pub(super) fn in_place<'a, T: Cells<Element = u8>>(
     let bytes = bytes.get(first * stride..).unwrap_or(&[]);
     let (key_bytes, value_bytes) = (layout.key_bytes(), layout.value_bytes());
     let values = bytes.get(key_bytes..).unwrap_or(&[]);
-    (View { elements: bytes, stride, each: key_bytes }, View { elements: values, stride, each: value_bytes })
+    let wanted = layout.bytes();
+    (View { elements: bytes, stride, each: key_bytes, wanted }, View { elements: values, stride, each: value_bytes, wanted: 0 })
 }
 
 /// Runs `$call` with the type of a codec.
@@ -134,7 +161,14 @@ pub(super) fn decode_keys<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: 
             by_codec!(codec, E => transpose::<S, E>(s, keys, *key_stride, at, n, d, spill, out))
         }
         Entries::Tiles { layout, bytes, stride } => by_codec!(layout.codec, E => {
-            copy(s, in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).0, n.div_ceil(TILE_TOKENS), out)
+            let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).0;
+            for ahead in ABREAST..ABREAST + n.div_ceil(TILE_TOKENS) {
+                prefetch(view.elements, ahead * view.stride, view.wanted);
+            }
+            for i in 0..n.div_ceil(TILE_TOKENS) {
+                let out = &mut out[i / ABREAST * d * ABREAST * LANES..][..d * ABREAST * LANES];
+                copy::<S, E>(s, view.tile(i).0, &mut out[i % ABREAST * LANES..], ABREAST * LANES);
+            }
         }),
     }
 }
@@ -147,20 +181,20 @@ pub(super) fn decode_values<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n
             by_codec!(codec, E => load::<S, E>(s, values, *value_stride, at, n, length, out))
         }
         Entries::Tiles { layout, bytes, stride } => by_codec!(layout.codec, E => {
-            copy(s, in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).1, n.div_ceil(TILE_TOKENS), out)
+            let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).1;
+            for (i, out) in out.chunks_exact_mut(layout.value_width() * TILE_TOKENS).take(n.div_ceil(TILE_TOKENS)).enumerate() {
+                copy::<S, E>(s, view.tile(i).0, out, LANES);
+            }
         }),
     }
 }
 
-/// Decodes the first `tiles` tiles.
+/// Decodes cells to floats that begin `step` apart.
 #[inline(always)]
-fn copy<S: Simd, T: Cells>(s: S, view: View<'_, T>, tiles: usize, out: &mut [f32]) {
-    for i in 0..tiles {
-        let cells = view.tile(i);
-        for (cell, out) in cells.iter().zip(out[i * cells.len() * LANES..].chunks_exact_mut(LANES)) {
-            for from in (0..LANES).step_by(S::LANES) {
-                s.store(T::load(s, cell, from), &mut out[from..]);
-            }
+fn copy<S: Simd, T: Cells>(s: S, cells: &[T::Cell], out: &mut [f32], step: usize) {
+    for (cell, out) in cells.iter().zip(out.chunks_mut(step)) {
+        for (v, out) in out[..LANES].chunks_exact_mut(S::LANES).enumerate() {
+            s.store(T::load(s, cell, v * S::LANES), out);
         }
     }
 }
@@ -185,12 +219,13 @@ fn transpose<S: Simd, E: Encoding>(s: S, keys: &[u8], stride: usize, at: usize, 
             Rows::new(spill, padded, 0, S::LANES)
         };
         let per_lane = 4 / E::BYTES;
-        let tile = &mut out[first / TILE_TOKENS * d * LANES..][..d * LANES];
-        for (c, out) in tile.chunks_mut(4 * per_lane * LANES).enumerate() {
+        let keys = ABREAST * LANES;
+        let tiles = &mut out[first / keys * d * keys..][..d * keys];
+        for (c, out) in tiles.chunks_mut(4 * per_lane * keys).enumerate() {
             let words = s.transpose(s.rows_quad(&group, 16 * c));
-            for (out, words) in out.chunks_mut(per_lane * LANES).zip(words) {
-                for (j, out) in out.chunks_exact_mut(LANES).enumerate() {
-                    s.store(E::lane(s, words, j), &mut out[first % TILE_TOKENS..]);
+            for (out, words) in out.chunks_mut(per_lane * keys).zip(words) {
+                for (j, out) in out.chunks_exact_mut(keys).enumerate() {
+                    s.store(E::lane(s, words, j), &mut out[first % keys..]);
                 }
             }
         }

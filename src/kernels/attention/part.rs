@@ -6,7 +6,7 @@
 //! Invariants: a row's results do not depend on the rows beside it; of a part, a row's maximum, sum and accumulator are made of
 //! exactly what it sees there, with one maximum for all of it.
 
-use super::cells::{Cells, View, by_codec, decode_keys, decode_values, in_place};
+use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, by_codec, decode_keys, decode_values, in_place};
 use super::products::{add_values, score};
 use super::{Entries, KvSegment, PART, Part, Partial, Queries, QueryKind, Shape, Visibility};
 use crate::kernels::codec::{Bf16, Codec, F16, F32};
@@ -16,7 +16,7 @@ use crate::simd::{Scratch, Simd, Task};
 use std::ops::Range;
 
 /// Keys (or values) decoded at once.
-const SUB_TILE: usize = 64;
+const SUB_TILE: usize = ABREAST * TILE_TOKENS;
 /// Rows of a block.
 const BLOCK: usize = 4;
 /// Most rows that read in place: two blocks decode about as often as they would read a buffer.
@@ -254,7 +254,7 @@ fn score_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'
         if at.start < all.end && all.start < at.end {
             let (keys, _) = buffers.floats.two::<f32, f32>(d * SUB_TILE, 0);
             decode_keys(s, piece.segment, piece.skip + sub, n, d, &mut buffers.spill, keys);
-            score_rows(s, tile, part, kind, at, View::of(keys, d * LANES), &mut buffers.scores);
+            score_rows(s, tile, part, kind, at, View::<FloatKeys>::of(keys, d * SUB_TILE), &mut buffers.scores);
         }
     }
 }
@@ -350,7 +350,7 @@ fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>
         if at.start < all.end && all.start < at.end {
             let (values, _) = buffers.floats.two::<f32, f32>(width * SUB_TILE, 0);
             decode_values(s, piece.segment, piece.skip + sub, n, length, values);
-            add_rows(s, tile, part, at, View::of(values, width * TILE_TOKENS), &buffers.scores, partial);
+            add_rows(s, tile, part, at, View::<Floats>::of(values, width * TILE_TOKENS), &buffers.scores, partial);
         }
     }
 }

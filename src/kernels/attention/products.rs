@@ -9,7 +9,7 @@
 use super::cells::{Cells, View};
 use crate::kernels::tiles::TILE_TOKENS;
 use crate::kernels::vector::LANES;
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 use std::ops::Range;
 
 /// Most vectors of a cell.
@@ -29,7 +29,12 @@ pub(super) fn score<S: Simd, T: Cells, const R: usize>(
     let mut tile = tiles.start;
     while tile < tiles.end {
         let out = &mut scores[(tile - tiles.start) * TILE_TOKENS..];
-        tile += if S::LANES == LANES && tiles.end - tile >= 4 {
+        if keys.wanted > 0 {
+            for ahead in tile + 4..tile + if tile.is_multiple_of(4) && tiles.end - tile >= 4 { 8 } else { 5 } {
+                prefetch(keys.elements, ahead * keys.stride, keys.wanted);
+            }
+        }
+        tile += if S::LANES == LANES && tile.is_multiple_of(4) && tiles.end - tile >= 4 {
             score_tiles::<S, T, R, 4>(s, queries, keys, tile, scale, out, width);
             4
         } else {
@@ -50,9 +55,14 @@ fn score_tiles<S: Simd, T: Cells, const R: usize, const N: usize>(
     width: usize,
 ) {
     let mut cells: [&[T::Cell]; N] = [&[]; N];
+    let mut from = [0; N];
     let mut d = queries[0].len();
-    for (i, cells) in cells.iter_mut().enumerate() {
-        *cells = keys.tile(tile + i);
+    for (i, (cells, from)) in cells.iter_mut().zip(&mut from).enumerate() {
+        (*cells, *from) = keys.tile(tile + i);
+        if N == T::TILES {
+            // So it is, and now the compiler knows it too.
+            *from = i * TILE_TOKENS;
+        }
         d = d.min(cells.len());
     }
     let queries = queries.map(|q| &q[..d]);
@@ -62,9 +72,9 @@ fn score_tiles<S: Simd, T: Cells, const R: usize, const N: usize>(
     let mut sums = [[[s.splat(0.0); VECTORS]; N]; R];
     for e in 0..d {
         let mut k = [[s.splat(0.0); VECTORS]; N];
-        for (k, cells) in k.iter_mut().zip(&cells) {
+        for ((k, cells), from) in k.iter_mut().zip(&cells).zip(&from) {
             for (v, k) in k[..LANES / S::LANES].iter_mut().enumerate() {
-                *k = T::load(s, &cells[e], v * S::LANES);
+                *k = T::load(s, &cells[e], from + v * S::LANES);
             }
         }
         for (sums, q) in sums.iter_mut().zip(&queries) {
@@ -140,7 +150,7 @@ fn add_cells<S: Simd, T: Cells, const R: usize, const C: usize>(
     while token < tokens.end {
         let slot = token % TILE_TOKENS;
         let n = (TILE_TOKENS - slot).min(tokens.end - token);
-        let rows = values.tile(token / TILE_TOKENS)[slot * cells..].chunks_exact(cells);
+        let rows = values.tile(token / TILE_TOKENS).0[slot * cells..].chunks_exact(cells);
         let weights = weights.map(|w| &w[token - tokens.start..][..n]);
         for (i, row) in (0..n).zip(rows) {
             let row = &row[at..at + C];
