@@ -275,6 +275,8 @@ typedef int32_t loci_kv_codec;
 #define LOCI_KV_F32 0
 #define LOCI_KV_F16 1
 #define LOCI_KV_BF16 2
+#define LOCI_KV_Q8_0 3 /* 8.5 bits an element; head sizes that are multiples of 32, as for LOCI_KV_Q4 */
+#define LOCI_KV_Q4 4   /* 4.5 bits an element, rotated */
 
 /* What happens when the context is full. */
 typedef int32_t loci_overflow;

@@ -11,7 +11,7 @@ use common::{nmse, reference::decode};
 use convert_common::{Checkpoint, TEXTS, byte_level_json, evaluate, llama, longllama, pieces, sentencepiece, tokenizer_json};
 use half::{bf16, f16};
 use loci::gguf::{Gguf, TensorType};
-use loci::kv::Codec;
+use loci::kv::{Codec, KvType};
 use loci::model::{Model, ModelOptions};
 use loci::session::{Overflow, Session, SessionOptions};
 use loci::tokenizer::TokenKind;
@@ -70,7 +70,7 @@ fn open(path: &Path) -> Arc<Model> {
 
 /// Logits of every token, by the reference's rules.
 fn logits(model: &Arc<Model>, ids: &[u32]) -> Vec<f32> {
-    let options = SessionOptions { kv_codec: Codec::F32, overflow: Some(Overflow::DumpAll), threads: 1, ..SessionOptions::default() };
+    let options = SessionOptions { kv_type: KvType::F32, overflow: Some(Overflow::DumpAll), threads: 1, ..SessionOptions::default() };
     let mut out = Vec::new();
     Session::new(model.clone(), options).unwrap().prefill_logits(ids, &mut |_, l| out.extend_from_slice(l)).unwrap();
     out

@@ -6,7 +6,7 @@ mod common;
 use common::golden::{Golden, fot_a_pi4, rewrite};
 use common::{argmax, max_abs_diff, rms_diff};
 use loci::gguf::Gguf;
-use loci::kv::Codec;
+use loci::kv::{Codec, KvType};
 use loci::memory::Memory;
 use loci::model::{Model, ModelOptions};
 use loci::session::{Overflow, ReferenceCall, Session, SessionOptions};
@@ -30,7 +30,7 @@ fn without_memory_layers(path: &Path) -> Arc<Model> {
 
 /// The reference's rules: f32 local window, everything leaves when it is full, memory in `codec`.
 fn session(model: &Arc<Model>, codec: Codec, threads: usize, batch: usize) -> Session {
-    let options = SessionOptions { kv_codec: Codec::F32, overflow: Some(Overflow::DumpAll), threads, batch, ..SessionOptions::default() };
+    let options = SessionOptions { kv_type: KvType::F32, overflow: Some(Overflow::DumpAll), threads, batch, ..SessionOptions::default() };
     let mut session = Session::new(model.clone(), options).unwrap();
     let mut geometry = model.memory_geometry();
     geometry.codec = codec;
@@ -81,7 +81,7 @@ fn without_memory_layers_it_is_a_llama() {
     let g = golden();
     let model = without_memory_layers(&g.path("fot_a.f16.gguf"));
     assert!(model.memory_layers().is_empty());
-    let options = SessionOptions { kv_codec: Codec::F32, ..SessionOptions::default() };
+    let options = SessionOptions { kv_type: KvType::F32, ..SessionOptions::default() };
     let mut s = Session::new(model, options).unwrap();
     let ids = g.ids("plain.input_ids");
     let mut got = Vec::new();
@@ -210,7 +210,7 @@ fn grouped_queries_share_one_memory() {
     let got = generate(&mut session(&model, Codec::Bf16, 2, 256), &ids, prompt, &states);
     assert_close("gqa bf16 steps", &got.steps, &g.f32("gqa.step_logits_bf16").0, BF16_MAX, BF16_RMS);
 
-    let mut plain = Session::new(without_memory_layers(&path), SessionOptions { kv_codec: Codec::F32, ..Default::default() }).unwrap();
+    let mut plain = Session::new(without_memory_layers(&path), SessionOptions { kv_type: KvType::F32, ..Default::default() }).unwrap();
     let mut got = Vec::new();
     plain.prefill_logits(&ids[..64], &mut |_, l| got.extend_from_slice(l)).unwrap();
     let got = rows(&got, &as_rows(&g.i64("gqa.plain_logits_rows").0));
@@ -288,7 +288,7 @@ fn position_interpolation_is_linear_scaling() {
         s.prefill_logits(&ids, &mut |_, l| got.extend_from_slice(l)).unwrap();
         got
     };
-    let exact = SessionOptions { kv_codec: Codec::F32, context_length: 256, ..SessionOptions::default() };
+    let exact = SessionOptions { kv_type: KvType::F32, context_length: 256, ..SessionOptions::default() };
     let by_file = run(Model::open_bytes(fot_a_pi4(&source), &ModelOptions::default()).unwrap(), exact.clone());
     assert_close("pi4 first", &by_file[..16 * VOCAB], &g.f32("pi4.logits_first16").0, F32_MAX, F32_MAX);
     assert_close("pi4 last", &by_file[by_file.len() - 32 * VOCAB..], &g.f32("pi4.logits_last32").0, F32_MAX, F32_MAX);
@@ -319,7 +319,7 @@ fn top_k_of_everything_is_dense() {
     let ids = g.ids("windows.input_ids");
     let with_top_k = |k: usize| {
         let options =
-            SessionOptions { kv_codec: Codec::F32, overflow: Some(Overflow::DumpAll), memory_top_k: k, ..SessionOptions::default() };
+            SessionOptions { kv_type: KvType::F32, overflow: Some(Overflow::DumpAll), memory_top_k: k, ..SessionOptions::default() };
         call(&mut Session::new(model.clone(), options).unwrap(), &ids, false, 0)
     };
     let dense = with_top_k(0);

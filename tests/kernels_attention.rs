@@ -3,7 +3,7 @@
 
 use loci::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
 use loci::kernels::codec::Codec;
-use loci::kernels::tiles::{TILE_TOKENS, TileLayout};
+use loci::kernels::tiles::{KvType, TILE_TOKENS, TileLayout};
 use loci::simd::Level;
 use loci::threads::Team;
 
@@ -90,8 +90,8 @@ struct Data<'a> {
     memory: Vec<f32>,
     /// Per part: encoded keys and values, `(len, heads_kv, length + gap)`, the last gap left out.
     bytes: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Per part, if it is to be read that way: the same in tiles, `(tiles, heads_kv)`.
-    tiles: Vec<Option<Vec<u8>>>,
+    /// The first part in tiles, `(tiles, heads_kv)`, if it is to be read that way.
+    tiles: Option<(TileLayout, Vec<u8>)>,
 }
 
 impl<'a> Data<'a> {
@@ -112,28 +112,62 @@ impl<'a> Data<'a> {
         };
         let bytes = case.parts.iter().zip(10..);
         let bytes = bytes.map(|(p, seed)| (encode(p, case.key_length, seed), encode(p, case.value_length, seed + 50))).collect();
-        Data { case, local, memory, bytes, tiles: vec![None; case.parts.len()] }
+        Data { case, local, memory, bytes, tiles: None }
     }
 
     /// With the first part in tiles, as the window has it; what lies behind its last token is not a number.
-    fn tiled(mut self) -> Data<'a> {
-        let layout = self.layout(0);
-        let mut tiles = vec![0xff; self.case.parts[0].len.div_ceil(TILE_TOKENS) * self.case.heads_kv * layout.bytes()];
+    fn tiled(mut self, kv: KvType) -> Data<'a> {
+        let c = self.case;
+        let layout = TileLayout { kv, key_length: c.key_length, value_length: c.value_length };
+        let mut tiles = vec![0xff; c.parts[0].len.div_ceil(TILE_TOKENS) * c.heads_kv * layout.bytes()];
         for (i, tile) in tiles.chunks_exact_mut(layout.bytes()).enumerate() {
             for slot in 0..TILE_TOKENS {
-                let (token, head) = (i / self.case.heads_kv * TILE_TOKENS + slot, i % self.case.heads_kv);
-                if token < self.case.parts[0].len {
+                let (token, head) = (i / c.heads_kv * TILE_TOKENS + slot, i % c.heads_kv);
+                if token < c.parts[0].len {
                     let [key, value] = [false, true].map(|v| self.entry(0, token, head, v).iter().map(|x| *x as f32).collect::<Vec<_>>());
                     layout.put(tile, slot, &key, &value);
                 }
             }
         }
-        self.tiles[0] = Some(tiles);
+        self.tiles = Some((layout, tiles));
         self
     }
 
-    fn layout(&self, part: usize) -> TileLayout {
-        TileLayout { codec: self.case.parts[part].codec, key_length: self.case.key_length, value_length: self.case.value_length }
+    /// Key (or value) `token` of a head in quantised tiles, by the description of their layout.
+    fn dequantised(&self, token: usize, head: usize, values: bool) -> Vec<f64> {
+        let (layout, tiles) = self.tiles.as_ref().unwrap();
+        let tile = &tiles[(token / 16 * self.case.heads_kv + head) * layout.bytes()..][..layout.bytes()];
+        let (q4, slot) = (layout.kv == KvType::Q4, token % 16);
+        let block_bytes = if q4 { 16 } else { 32 };
+        let length = if values { layout.value_length } else { layout.key_length };
+        let value_codes = layout.key_bytes() + length / 32 * 32;
+        let element = |e: usize| {
+            let (b, e) = (e / 32, e % 32);
+            let byte = if q4 { e % 16 } else { e };
+            let (scale, code) = if values {
+                (layout.key_bytes() + b * 32, value_codes + slot * length / 32 * block_bytes + b * block_bytes + byte)
+            } else {
+                let block = b * 16 * (2 + block_bytes);
+                (block, block + 32 + byte / 4 * 64 + slot * 4 + byte % 4)
+            };
+            let scale = half::f16::from_le_bytes([tile[scale + 2 * slot], tile[scale + 2 * slot + 1]]).to_f64();
+            let code = tile[code];
+            scale
+                * match (q4, values) {
+                    (true, _) if e < 16 => f64::from(code & 15) - 8.0,
+                    (true, _) => f64::from(code >> 4) - 8.0,
+                    (false, true) => f64::from(code) - 128.0,
+                    (false, false) => f64::from(code as i8),
+                }
+        };
+        let stored: Vec<f64> = (0..length).map(element).collect();
+        if !q4 {
+            return stored;
+        }
+        let n = 1 << length.trailing_zeros();
+        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let rotated = |i: usize| (0..n).map(|j| stored[i / n * n + j] * sign(i % n, j)).sum::<f64>() / (n as f64).sqrt();
+        (0..length).map(rotated).collect()
     }
 
     fn strides(&self, part: &Part) -> (usize, usize) {
@@ -157,9 +191,8 @@ impl<'a> Data<'a> {
                     key_stride,
                     value_stride,
                 };
-                let layout = self.layout(i);
-                let entries = self.tiles[i].as_ref().map_or(rows, |tiles| Entries::Tiles {
-                    layout,
+                let entries = self.tiles.as_ref().filter(|_| i == 0).map_or(rows, |(layout, tiles)| Entries::Tiles {
+                    layout: *layout,
                     bytes: &tiles[head * layout.bytes()..],
                     stride: c.heads_kv * layout.bytes(),
                 });
@@ -196,6 +229,9 @@ impl<'a> Data<'a> {
 
     /// Key (or value) `token` of a head of a part, decoded.
     fn entry(&self, part: usize, token: usize, head: usize, values: bool) -> Vec<f64> {
+        if part == 0 && self.tiles.as_ref().is_some_and(|(layout, _)| layout.kv.codec().is_none()) {
+            return self.dequantised(token, head, values);
+        }
         let (c, p) = (self.case, &self.case.parts[part]);
         let (length, stride) = if values { (c.value_length, self.strides(p).1) } else { (c.key_length, self.strides(p).0) };
         let bytes = if values { &self.bytes[part].1 } else { &self.bytes[part].0 };
@@ -265,7 +301,7 @@ fn every_level_computes_the_softmax_over_what_a_query_sees() {
 fn bits_depend_neither_on_threads_nor_on_batches_nor_on_the_width_of_vectors() {
     let teams = [1, 2, 3, 4].map(|n| Team::new(n).unwrap());
     for (i, case) in CASES.iter().enumerate() {
-        let (data, tiled) = (Data::new(case), Data::new(case).tiled());
+        let (data, tiled) = (Data::new(case), Data::new(case).tiled(case.parts[0].codec.into()));
         let mut fused: Option<Vec<u32>> = None;
         for level in Level::available() {
             let whole = bits(&data.attention(level, &teams[0], 0, case.tokens));
@@ -281,6 +317,92 @@ fn bits_depend_neither_on_threads_nor_on_batches_nor_on_the_width_of_vectors() {
             if level != Level::Portable {
                 assert!(*fused.get_or_insert_with(|| whole.clone()) == whole, "case {i}, {level:?}");
             }
+        }
+    }
+}
+
+/// The cases whose heads can be quantised.
+fn quantised() -> impl Iterator<Item = (usize, Data<'static>, KvType)> {
+    let cases = CASES.iter().enumerate().filter(|(_, c)| c.key_length % 32 == 0 && c.value_length % 32 == 0);
+    cases.flat_map(|(i, case)| [KvType::Q8_0, KvType::Q4].map(|kv| (i, Data::new(case).tiled(kv), kv)))
+}
+
+#[test]
+fn quantised_tiles_mean_what_their_layout_says() {
+    let teams = [1, 3].map(|n| Team::new(n).unwrap());
+    for (i, data, kv) in quantised() {
+        let want = data.plain();
+        for level in Level::available() {
+            for team in &teams {
+                let got = data.attention(level, team, 0, data.case.tokens);
+                for (j, (got, want)) in got.iter().zip(&want).enumerate() {
+                    // Queries have 16 bits: a score of unit variance is off by some 1e-5.
+                    assert!((f64::from(*got) - want).abs() < 6e-5, "case {i}, {kv:?}, {level:?}, output {j}: {got}, expected {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_tiles_give_the_same_bits_for_any_threads_and_batches() {
+    let teams = [1, 2, 4].map(|n| Team::new(n).unwrap());
+    for (i, data, kv) in quantised() {
+        let tokens = data.case.tokens;
+        let mut fused: Option<Vec<u32>> = None;
+        for level in Level::available() {
+            let whole = bits(&data.attention(level, &teams[0], 0, tokens));
+            for team in &teams {
+                for size in [1, 3, 16, tokens] {
+                    let batches = (0..tokens).step_by(size);
+                    let single: Vec<f32> = batches.flat_map(|j| data.attention(level, team, j, tokens.min(j + size))).collect();
+                    assert!(whole == bits(&single), "case {i}, {kv:?}, {level:?}, {} threads, batches of {size}", team.threads());
+                }
+            }
+            if level != Level::Portable {
+                assert!(*fused.get_or_insert_with(|| whole.clone()) == whole, "case {i}, {kv:?}, {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_quantised_comes_back_nearly_as_it_was() {
+    // Outliers in one element, as keys have them.
+    let mut x = floats(20 * 96, 3);
+    x.iter_mut().step_by(96).for_each(|x| *x *= 8.0);
+    for (kv, most) in [(KvType::F32, 0.0), (KvType::F16, 3e-4), (KvType::Bf16, 2.5e-3), (KvType::Q8_0, 1e-2), (KvType::Q4, 0.1)] {
+        let layout = TileLayout { kv, key_length: 96, value_length: 64 };
+        let mut tiles = vec![0xff; 2 * layout.bytes()];
+        for (i, row) in x.chunks_exact(96).enumerate() {
+            layout.put(&mut tiles[i / 16 * layout.bytes()..][..layout.bytes()], i % 16, row, &row[32..]);
+        }
+        // The first three tokens leave.
+        for i in 0..17 {
+            layout.shift(&mut tiles, ((i + 3) / 16 * layout.bytes(), (i + 3) % 16), (i / 16 * layout.bytes(), i % 16));
+        }
+        let (mut error, mut all) = (0.0, 0.0);
+        for (i, row) in x.chunks_exact(96).skip(3).enumerate() {
+            let (mut key, mut value) = ([0.0; 96], [0.0; 64]);
+            layout.get(&tiles[i / 16 * layout.bytes()..][..layout.bytes()], i % 16, &mut key, &mut value);
+            for (got, want) in key.iter().zip(row).chain(value.iter().zip(&row[32..])) {
+                error += f64::from(got - want).powi(2);
+                all += f64::from(*want).powi(2);
+            }
+        }
+        let error = (error / all).sqrt();
+        assert!(error <= most && error > most * 0.3 || kv == KvType::F32 && error == 0.0, "{kv:?}: {error}");
+    }
+}
+
+#[test]
+fn head_sizes_that_cannot_be_quantised_are_named() {
+    for kv in KvType::ALL {
+        assert!(kv.check(64).is_ok() && kv.check(96).is_ok());
+        let refused = kv.check(100).map_err(|e| e.to_string());
+        match kv {
+            KvType::Q8_0 | KvType::Q4 => assert!(refused.unwrap_err().contains("head size of 100")),
+            _ => refused.unwrap(),
         }
     }
 }

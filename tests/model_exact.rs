@@ -9,7 +9,7 @@ use common::tiny::{self, TinyOptions};
 use common::{argmax, kl, nmse};
 use loci::bytes::Map;
 use loci::gguf::{Gguf, TensorType};
-use loci::kv::Codec;
+use loci::kv::KvType;
 use loci::model::{Model, ModelOptions, RopeOverride, RopeScalingKind};
 use loci::session::{Session, SessionOptions};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn logits(model: &Arc<Model>, ids: &[u32], options: SessionOptions) -> Vec<f32> 
 }
 
 fn exact_options() -> SessionOptions {
-    SessionOptions { kv_codec: Codec::F32, batch: 7, threads: 2, ..SessionOptions::default() }
+    SessionOptions { kv_type: KvType::F32, batch: 7, threads: 2, ..SessionOptions::default() }
 }
 
 #[track_caller]
@@ -128,7 +128,7 @@ fn a_user_s_rope_scaling_is_the_file_s() {
 /// f16 keys and values cost less than the bar that an f32 model has with them.
 #[test]
 fn f16_window() {
-    let o = SessionOptions { kv_codec: Codec::F16, ..exact_options() };
+    let o = SessionOptions { kv_type: KvType::F16, ..exact_options() };
     check("llama", tiny::llama(TinyOptions::default()), o.clone(), 1e-5);
     check("gemma3", tiny::gemma3(TinyOptions { n_layer: 6, ..TinyOptions::default() }), o, 1e-5);
 }

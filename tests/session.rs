@@ -6,7 +6,7 @@ mod common;
 use common::tiny::{self, TinyOptions};
 use common::{argmax, max_abs_diff};
 use loci::Error;
-use loci::kv::Codec;
+use loci::kv::KvType;
 use loci::memory::Memory;
 use loci::model::{Model, ModelOptions};
 use loci::sampler::SamplerOptions;
@@ -61,14 +61,92 @@ fn a_common_prefix_is_not_computed_again() {
 #[test]
 fn token_by_token_is_the_batch() {
     let text = ids(50, 3);
-    let mut batch = session(SessionOptions { kv_codec: Codec::F32, ..options() });
+    let mut batch = session(SessionOptions { kv_type: KvType::F32, ..options() });
     batch.prefill(&text, &mut quiet()).unwrap();
-    let mut steps = session(SessionOptions { kv_codec: Codec::F32, ..options() });
+    let mut steps = session(SessionOptions { kv_type: KvType::F32, ..options() });
     for id in &text {
         steps.prefill(&[*id], &mut quiet()).unwrap();
     }
     let d = max_abs_diff(batch.logits().unwrap(), steps.logits().unwrap());
     assert!(d < 1e-5, "{d}");
+}
+
+/// With heads of 32, which every type of window takes.
+fn with_kv(kv_type: KvType, threads: usize) -> Session {
+    let bytes = tiny::llama(TinyOptions { head_dim: 32, ..TinyOptions::default() });
+    let model = Model::open_bytes(bytes, &ModelOptions::default()).unwrap();
+    Session::new(model, SessionOptions { kv_type, threads, ..options() }).unwrap()
+}
+
+#[test]
+fn every_type_of_window_is_close_to_the_exact_one() {
+    let text = ids(70, 13);
+    let logits = |kv_type| {
+        let mut s = with_kv(kv_type, 2);
+        s.prefill(&text, &mut quiet()).unwrap();
+        s.logits().unwrap().to_vec()
+    };
+    let exact = logits(KvType::F32);
+    let size = exact.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+    let errors = [KvType::F16, KvType::Q8_0, KvType::Q4].map(|kv_type| max_abs_diff(&exact, &logits(kv_type)) / size);
+    assert!(errors[0] < 1e-3 && errors[1] < 1e-2 && errors[2] < 1e-1, "{errors:?}");
+    assert!(errors[0] < errors[1] && errors[1] < errors[2], "{errors:?}");
+}
+
+#[test]
+fn a_quantised_window_is_cut_and_continued_like_any_other() {
+    let text = ids(90, 14);
+    for kv_type in [KvType::Q8_0, KvType::Q4] {
+        let mut fresh = with_kv(kv_type, 1);
+        fresh.prefill(&text, &mut quiet()).unwrap();
+        let want = fresh.logits().unwrap();
+        // Cut in the middle of a tile, then read on in other batches and with other threads.
+        let mut cut = with_kv(kv_type, 3);
+        cut.prefill(&text[..50], &mut quiet()).unwrap();
+        cut.prefill(&ids(30, 15), &mut quiet()).unwrap();
+        cut.truncate(37).unwrap();
+        for id in &text[37..60] {
+            cut.prefill(&[*id], &mut quiet()).unwrap();
+        }
+        let handle = cut.cancel_handle();
+        let stopped = cut.prefill(&text[60..], &mut |_, _| {
+            handle.cancel();
+            Continue(())
+        });
+        assert!(matches!(stopped, Err(Error::Cancelled)));
+        let held = cut.len();
+        cut.prefill(&text[held..], &mut quiet()).unwrap();
+        assert_eq!(cut.logits().unwrap(), want, "{kv_type:?}");
+    }
+}
+
+#[test]
+fn a_quantised_window_slides_and_its_entries_go_to_memory() {
+    let text = ids(150, 16);
+    for kv_type in [KvType::F32, KvType::Q8_0, KvType::Q4] {
+        let bytes = tiny::llama(TinyOptions { head_dim: 32, ..TinyOptions::default() });
+        let model = Model::open_bytes(bytes, &ModelOptions::default()).unwrap();
+        let overflow = Some(Overflow::Slide { block: 21 });
+        let run = |threads| {
+            let options = SessionOptions { kv_type, overflow, context_length: 64, threads, ..options() };
+            let mut s = Session::new(model.clone(), options).unwrap();
+            s.prefill(&text, &mut quiet()).unwrap();
+            s.logits().unwrap().to_vec()
+        };
+        let logits = run(1);
+        assert!(logits.iter().all(|x| x.is_finite()));
+        assert_eq!(logits, run(2), "{kv_type:?}");
+    }
+}
+
+#[test]
+fn heads_that_cannot_be_quantised_are_an_error_at_once() {
+    let bytes = tiny::llama(TinyOptions { head_dim: 24, ..TinyOptions::default() });
+    let model = Model::open_bytes(bytes, &ModelOptions::default()).unwrap();
+    for kv_type in [KvType::Q8_0, KvType::Q4] {
+        let refused = Session::new(model.clone(), SessionOptions { kv_type, ..options() }).err().unwrap();
+        assert!(matches!(&refused, Error::Unsupported(what) if what.contains("head size of 24")), "{refused}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::args;
 use crate::guard::guard;
 use crate::status::{Fail, Outcome};
 use crate::types::*;
-use engine::kv::Codec;
+use engine::kv::KvType;
 use engine::model::{ModelOptions, RopeOverride, RopeScalingKind};
 use engine::sampler::SamplerOptions;
 use engine::session::{GenerateOptions, Overflow, SessionOptions};
@@ -28,10 +28,12 @@ fn default_session_options() -> loci_session_options {
         context_length: c_count(d.context_length),
         batch: c_count(d.batch),
         threads: c_count(d.threads),
-        kv_codec: match d.kv_codec {
-            Codec::F32 => LOCI_KV_F32,
-            Codec::F16 => LOCI_KV_F16,
-            Codec::Bf16 => LOCI_KV_BF16,
+        kv_codec: match d.kv_type {
+            KvType::F32 => LOCI_KV_F32,
+            KvType::F16 => LOCI_KV_F16,
+            KvType::Bf16 => LOCI_KV_BF16,
+            KvType::Q8_0 => LOCI_KV_Q8_0,
+            KvType::Q4 => LOCI_KV_Q4,
         },
         overflow: LOCI_OVERFLOW_DEFAULT,
         slide_block: 0,
@@ -111,10 +113,12 @@ pub unsafe fn session_options(pointer: *const loci_session_options) -> Outcome<S
     // SAFETY: the caller's promise.
     let o = unsafe { args::options(pointer, default_session_options())? };
     reserved(o.reserved)?;
-    let kv_codec = match o.kv_codec {
-        LOCI_KV_F32 => Codec::F32,
-        LOCI_KV_F16 => Codec::F16,
-        LOCI_KV_BF16 => Codec::Bf16,
+    let kv_type = match o.kv_codec {
+        LOCI_KV_F32 => KvType::F32,
+        LOCI_KV_F16 => KvType::F16,
+        LOCI_KV_BF16 => KvType::Bf16,
+        LOCI_KV_Q8_0 => KvType::Q8_0,
+        LOCI_KV_Q4 => KvType::Q4,
         v => return Err(Fail::argument("kv_codec", "a loci_kv_codec", v)),
     };
     let overflow = match o.overflow {
@@ -149,7 +153,7 @@ pub unsafe fn session_options(pointer: *const loci_session_options) -> Outcome<S
         context_length: o.context_length as usize,
         batch: o.batch as usize,
         threads: o.threads as usize,
-        kv_codec,
+        kv_type,
         rope: Some(rope).filter(|r| *r != RopeOverride::default()),
         overflow,
         last_context_length: o.last_context_length as usize,

@@ -255,6 +255,8 @@ constants! { VALUES:
     LOCI_KV_F32 = 0,
     LOCI_KV_F16 = 1,
     LOCI_KV_BF16 = 2,
+    LOCI_KV_Q8_0 = 3,
+    LOCI_KV_Q4 = 4,
     LOCI_OVERFLOW_DEFAULT = 0,
     LOCI_OVERFLOW_SLIDE = 1,
     LOCI_OVERFLOW_DUMP_ALL = 2,

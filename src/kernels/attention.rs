@@ -12,6 +12,7 @@
 //! what a query does not see does not enter its sums at all; so a token's result has the same bits however it is computed.
 
 mod cells;
+mod codes;
 mod part;
 mod products;
 
@@ -63,7 +64,8 @@ pub enum Entries<'a> {
         /// Elements from one token's value to the next one's.
         value_stride: usize,
     },
-    /// In tiles, as in the local window.
+    /// In tiles, as in the local window. Quantised tiles of one call are all of one type and meet
+    /// [`QueryKind::Local`].
     Tiles {
         /// What a tile looks like.
         layout: TileLayout,
@@ -72,6 +74,12 @@ pub enum Entries<'a> {
         /// Bytes from one tile of this head to the next.
         stride: usize,
     },
+}
+
+impl Entries<'_> {
+    fn is_rotated(&self) -> bool {
+        matches!(self, Entries::Tiles { layout, .. } if layout.kv.is_rotated())
+    }
 }
 
 /// Keys and values of one KV head for consecutive tokens.
@@ -130,15 +138,16 @@ struct Part {
     segment: usize,
     skip: usize,
     keys: usize,
-    /// What it holds is seen by every query.
+    /// What it holds is seen by every query, and it may hold several segments.
     open: bool,
 }
 
-/// Cuts segments into parts. Those that all queries see may share a part; another may grow with the batch, so it shares none.
+/// Cuts segments into parts. Those that all queries see may share a part; another may grow with the batch, so it shares none, and
+/// neither does one whose sums are to be rotated back.
 fn cut(segments: &[KvSegment<'_>], parts: &mut Vec<Part>) {
     parts.clear();
     for (segment, s) in segments.iter().enumerate() {
-        let open = s.visibility == Visibility::All;
+        let open = s.visibility == Visibility::All && !s.entries.is_rotated();
         for skip in (0..s.len).step_by(PART) {
             let keys = PART.min(s.len - skip);
             match parts.last_mut() {
@@ -334,6 +343,7 @@ impl<'a> Call<'a> {
                     w.total.resize(floats, 0.0);
                     w.partial.resize(floats, 0.0);
                     w.thresholds.resize(if tile.has_thresholds() { rows } else { 0 }, 0.0);
+                    tile.pack_queries(&mut w.buffers);
                     if tile.has_thresholds() {
                         self.find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
                     }
@@ -375,7 +385,10 @@ impl<'a> Call<'a> {
         pass.for_each_chunk(&mut plan.thresholds, rows, |i, thresholds| {
             let tile = self.tile(tokens, i / heads, i % heads);
             if tile.has_thresholds() {
-                WORKSPACE.with_borrow_mut(|w| self.find_thresholds(&tile, &mut w.buffers, thresholds));
+                WORKSPACE.with_borrow_mut(|w| {
+                    tile.pack_queries(&mut w.buffers);
+                    self.find_thresholds(&tile, &mut w.buffers, thresholds);
+                });
             }
         });
         let floats = Partial::floats(rows, self.shape.value_length);
@@ -389,6 +402,7 @@ impl<'a> Call<'a> {
             let thresholds = thresholds.get((unit.tile * heads + unit.head) * rows..).unwrap_or(&[]);
             let thresholds = if tile.has_thresholds() { &thresholds[..tile.rows()] } else { &[] };
             WORKSPACE.with_borrow_mut(|w| {
+                tile.pack_queries(&mut w.buffers);
                 let buffers = &mut w.buffers;
                 let partial = &mut Partial::new(&mut partial[..Partial::floats(tile.rows(), self.shape.value_length)], tile.rows());
                 dispatch(self.level, FoldPart { tile: &tile, part: &unit.part, thresholds, buffers, partial });

@@ -3,4 +3,5 @@
 mod window;
 
 pub use crate::kernels::codec::Codec;
+pub use crate::kernels::tiles::KvType;
 pub use window::{LayerShape, Window};

@@ -9,8 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
-use crate::kernels::codec::Codec;
-use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
+use crate::kernels::tiles::{KvType, TILE_TOKENS, TileLayout};
 use crate::threads::Pass;
 
 /// Tiles that make one chunk of a batch's encoding.
@@ -30,18 +29,18 @@ pub struct LayerShape {
 }
 
 impl LayerShape {
-    fn tile(&self, codec: Codec) -> TileLayout {
-        TileLayout { codec, key_length: self.key_length, value_length: self.value_length }
+    fn tile(&self, kv: KvType) -> TileLayout {
+        TileLayout { kv, key_length: self.key_length, value_length: self.value_length }
     }
 
     /// Bytes from one head's tile to its next one: the tiles of all heads.
-    fn stride(&self, codec: Codec) -> usize {
-        self.heads_kv * self.tile(codec).bytes()
+    fn stride(&self, kv: KvType) -> usize {
+        self.heads_kv * self.tile(kv).bytes()
     }
 
     /// Bytes of the tiles of `tokens` tokens.
-    fn bytes(&self, codec: Codec, tokens: usize) -> usize {
-        tokens.div_ceil(TILE_TOKENS) * self.stride(codec)
+    fn bytes(&self, kv: KvType, tokens: usize) -> usize {
+        tokens.div_ceil(TILE_TOKENS) * self.stride(kv)
     }
 }
 
@@ -57,7 +56,7 @@ struct Layer {
 pub struct Window {
     shapes: Vec<LayerShape>,
     layers: Vec<Layer>,
-    codec: Codec,
+    kv: KvType,
     capacity: usize,
     len: usize,
     first: i64,
@@ -65,9 +64,9 @@ pub struct Window {
 
 impl Window {
     /// An empty window of at most `capacity` tokens.
-    pub fn new(shapes: Vec<LayerShape>, codec: Codec, capacity: usize) -> Window {
+    pub fn new(shapes: Vec<LayerShape>, kv: KvType, capacity: usize) -> Window {
         let layers = shapes.iter().map(|_| Layer::default()).collect();
-        Window { shapes, layers, codec, capacity, len: 0, first: 0 }
+        Window { shapes, layers, kv, capacity, len: 0, first: 0 }
     }
 
     /// Tokens held.
@@ -112,7 +111,7 @@ impl Window {
             return Err(Error::Limit { what: "context window (tokens)".into(), limit: self.capacity as u64, asked: need as u64 });
         }
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            grow(&mut layer.tiles, shape.bytes(self.codec, need))?;
+            grow(&mut layer.tiles, shape.bytes(self.kv, need))?;
         }
         Ok(())
     }
@@ -121,10 +120,10 @@ impl Window {
     /// [`Window::advance`] the layers differ in length.
     pub fn append(&mut self, pass: &Pass<'_>, layer: usize, keys: &[f32], values: &[f32]) {
         let (shape, l) = (&self.shapes[layer], &mut self.layers[layer]);
-        let (tile, stride) = (shape.tile(self.codec), shape.stride(self.codec));
+        let (tile, stride) = (shape.tile(self.kv), shape.stride(self.kv));
         let (key_row, value_row) = (shape.heads_kv * shape.key_length, shape.heads_kv * shape.value_length);
         let (first, end) = (l.len, l.len + keys.len() / key_row);
-        l.tiles.resize(shape.bytes(self.codec, end), 0);
+        l.tiles.resize(shape.bytes(self.kv, end), 0);
         l.len = end;
         let whole = first / TILE_TOKENS;
         pass.for_each_chunk(&mut l.tiles[whole * stride..], TILES_AT_ONCE * stride, |i, tiles| {
@@ -154,7 +153,7 @@ impl Window {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            layer.tiles.truncate(shape.bytes(self.codec, self.len));
+            layer.tiles.truncate(shape.bytes(self.kv, self.len));
             layer.len = layer.len.min(self.len);
         }
     }
@@ -163,7 +162,7 @@ impl Window {
     pub fn evict(&mut self, n: usize) {
         let n = n.min(self.len);
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            layer.evict(n, shape, self.codec);
+            layer.evict(n, shape, self.kv);
         }
         self.first += n as i64;
         self.len -= n;
@@ -178,7 +177,7 @@ impl Window {
     /// Rotated keys and values, `(n, heads_kv, length)` each, of the `n` oldest entries of a layer.
     pub fn entries(&self, layer: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
-        let tile = shape.tile(self.codec);
+        let tile = shape.tile(self.kv);
         keys.clear();
         values.clear();
         keys.resize(n * shape.heads_kv * shape.key_length, 0.0);
@@ -186,7 +185,7 @@ impl Window {
         let entries = keys.chunks_exact_mut(shape.key_length).zip(values.chunks_exact_mut(shape.value_length));
         for (i, (key, value)) in entries.enumerate() {
             let (token, head) = (i / shape.heads_kv, i % shape.heads_kv);
-            let at = token / TILE_TOKENS * shape.stride(self.codec) + head * tile.bytes();
+            let at = token / TILE_TOKENS * shape.stride(self.kv) + head * tile.bytes();
             tile.get(&l.tiles[at..][..tile.bytes()], token % TILE_TOKENS, key, value);
         }
     }
@@ -194,10 +193,10 @@ impl Window {
     /// What KV head `head` of `layer` holds, the batch just appended included, for attention.
     pub fn segment(&self, layer: usize, head: usize) -> KvSegment<'_> {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
-        let layout = shape.tile(self.codec);
+        let layout = shape.tile(self.kv);
         let bytes = l.tiles.get(head * layout.bytes()..).unwrap_or(&[]);
         KvSegment {
-            entries: Entries::Tiles { layout, bytes, stride: shape.stride(self.codec) },
+            entries: Entries::Tiles { layout, bytes, stride: shape.stride(self.kv) },
             len: l.len,
             query: QueryKind::Local,
             visibility: Visibility::Causal { first: self.len, window: shape.sliding_window },
@@ -206,9 +205,9 @@ impl Window {
 }
 
 impl Layer {
-    fn evict(&mut self, n: usize, shape: &LayerShape, codec: Codec) {
+    fn evict(&mut self, n: usize, shape: &LayerShape, kv: KvType) {
         let n = n.min(self.len);
-        let (tile, stride) = (shape.tile(codec), shape.stride(codec));
+        let (tile, stride) = (shape.tile(kv), shape.stride(kv));
         self.tiles.drain(..n / TILE_TOKENS * stride);
         self.len -= n;
         let odd = n % TILE_TOKENS;
@@ -220,7 +219,7 @@ impl Layer {
                 }
             }
         }
-        self.tiles.truncate(shape.bytes(codec, self.len));
+        self.tiles.truncate(shape.bytes(kv, self.len));
     }
 }
 

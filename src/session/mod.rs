@@ -15,7 +15,7 @@ pub use remember::{Passage, SharedMemory};
 pub use stats::SessionStats;
 
 use crate::error::{Error, Result};
-use crate::kv::{Codec, LayerShape, Window};
+use crate::kv::{KvType, LayerShape, Window};
 use crate::model::recall::Recall;
 use crate::model::scratch::Scratch;
 use crate::model::{Model, RopeOverride, RotarySet};
@@ -48,8 +48,8 @@ pub struct SessionOptions {
     pub batch: usize,
     /// Threads; 0 takes one per big core this process may use.
     pub threads: usize,
-    /// Encoding of the keys and values of the local window.
-    pub kv_codec: Codec,
+    /// What the local window keeps keys and values as. The quantised types want head sizes that are multiples of 32.
+    pub kv_type: KvType,
     /// RoPE scaling in place of what the file says.
     pub rope: Option<RopeOverride>,
     /// What to do when the local window is full. None: FoT models and sessions with a memory slide, others end with
@@ -72,7 +72,7 @@ impl Default for SessionOptions {
             context_length: 0,
             batch: 512,
             threads: 0,
-            kv_codec: Codec::F16,
+            kv_type: KvType::F16,
             rope: None,
             overflow: None,
             last_context_length: 0,
@@ -144,10 +144,12 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Argument`] for an option outside its range, [`Error::Model`] if the RoPE scaling asked for needs tensors
-    /// that the file does not have.
+    /// that the file does not have, [`Error::Unsupported`] if the window's type does not suit the head size.
     pub fn new(model: Arc<Model>, options: SessionOptions) -> Result<Session> {
         let h = model.hparams();
         check(&options, h.context_length)?;
+        options.kv_type.check(h.key_length)?;
+        options.kv_type.check(h.value_length)?;
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
         let context = match (options.context_length, &h.fot) {
             (0, Some(fot)) => fot.window_length,
@@ -160,7 +162,7 @@ impl Session {
             value_length: h.value_length,
             sliding_window: h.sliding_window[l],
         });
-        let window = Window::new(shapes.collect(), options.kv_codec, context);
+        let window = Window::new(shapes.collect(), options.kv_type, context);
         let rotary = RotarySet::new(h, &model.weights().rope_factors, options.rope.as_ref().unwrap_or(&RopeOverride::default()), context)?;
         let recall = Recall::new(h.memory_layers.len(), context, retrieved_blocks(&options, context));
         Ok(Session {

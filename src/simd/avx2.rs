@@ -294,6 +294,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(v[..16].as_ptr().cast())))) }
     }
     #[inline(always)]
+    fn load_u8(self, v: &[u8]) -> __m256i {
+        // SAFETY: token; the slice is checked to hold 8 bytes.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(v[..8].as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bytes(self, v: &[u8]) -> __m256i {
+        // SAFETY: token; the slice is checked to hold 32 bytes.
+        unsafe { _mm256_loadu_si256(v[..32].as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn f16_lanes(self, v: __m256i) -> __m256 {
         // SAFETY: token.
         unsafe { _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))) }

@@ -249,6 +249,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(v[..32].as_ptr().cast())))) }
     }
     #[inline(always)]
+    fn load_u8(self, v: &[u8]) -> __m512i {
+        // SAFETY: token; the slice is checked to hold 16 bytes.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(v[..16].as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bytes(self, v: &[u8]) -> __m512i {
+        // SAFETY: token; the slice is checked to hold 64 bytes.
+        unsafe { _mm512_loadu_si512(v[..64].as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn f16_lanes(self, v: __m512i) -> __m512 {
         // SAFETY: token.
         unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)) }

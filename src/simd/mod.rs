@@ -180,6 +180,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_f16(self, v: &[u8]) -> Self::F;
     /// `LANES` little-endian bf16 from bytes.
     fn load_bf16(self, v: &[u8]) -> Self::F;
+    /// `LANES` bytes, one per 32-bit lane.
+    fn load_u8(self, v: &[u8]) -> Self::V;
+    /// `4 * LANES` bytes as they lie.
+    fn load_bytes(self, v: &[u8]) -> Self::V;
     /// The f16 in the low half of every 32-bit lane (the high half must be zero).
     fn f16_lanes(self, v: Self::V) -> Self::F;
     fn to_f(self, v: Self::V) -> Self::F;
@@ -524,6 +528,13 @@ mod tests {
             for r in 0..S::LANES {
                 assert_eq!(h[r], half::f16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
                 assert_eq!(b[r], half::bf16::from_f32(r as f32 * 0.37 - 2.0).to_f32());
+            }
+            let (widened, whole) = (lanes(s.load_u8(&bytes[5..])), s.load_bytes(&bytes[5..]));
+            for r in 0..S::LANES {
+                assert_eq!(widened[r], f32::from(bytes[5 + r]));
+                for b in 0..4 {
+                    assert_eq!(lanes(s.byte_u(whole, b))[r], f32::from(bytes[5 + 4 * r + b as usize]));
+                }
             }
             for first in (0..=u16::MAX).step_by(S::LANES) {
                 let halves: Vec<u8> = (0..S::LANES as u16).flat_map(|i| (first + i).to_le_bytes()).collect();

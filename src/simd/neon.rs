@@ -336,6 +336,17 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(v[..8].as_ptr())))) }
     }
     #[inline(always)]
+    fn load_u8(self, v: &[u8]) -> uint8x16_t {
+        let lanes = u32::from_le_bytes([v[0], v[1], v[2], v[3]]);
+        // SAFETY: token.
+        unsafe { vreinterpretq_u8_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(u64::from(lanes)))))) }
+    }
+    #[inline(always)]
+    fn load_bytes(self, v: &[u8]) -> uint8x16_t {
+        // SAFETY: token; the slice is checked to hold 16 bytes.
+        unsafe { vld1q_u8(v[..16].as_ptr()) }
+    }
+    #[inline(always)]
     fn f16_lanes(self, v: uint8x16_t) -> float32x4_t {
         // SAFETY: token.
         unsafe { half_to_f(vmovn_u32(vreinterpretq_u32_u8(v))) }

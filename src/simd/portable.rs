@@ -216,6 +216,16 @@ impl Simd for Portable {
         lanes(|i| f32::from_bits(u32::from(u16::from_le_bytes(v[i])) << 16))
     }
     #[inline(always)]
+    fn load_u8(self, v: &[u8]) -> Bytes {
+        Bytes::of_words(lanes(|i| u32::from(v[i])))
+    }
+    #[inline(always)]
+    fn load_bytes(self, v: &[u8]) -> Bytes {
+        let mut b = [0; 16];
+        b.copy_from_slice(&v[..16]);
+        Bytes(b)
+    }
+    #[inline(always)]
     fn f16_lanes(self, v: Bytes) -> [f32; 4] {
         let w = v.words();
         lanes(|i| half_to_f(w[i]))

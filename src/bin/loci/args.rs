@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
-use loci::kv::Codec;
+use loci::kv::KvType;
 use loci::model::{Model, ModelOptions, RopeOverride, RopeScalingKind};
 use loci::sampler::SamplerOptions;
 use loci::session::{GenerateOptions, Overflow, SessionOptions};
@@ -38,9 +38,9 @@ pub struct SessionArgs {
     /// Tokens computed at once in prefill
     #[arg(short, long, value_name = "TOKENS", default_value_t = SessionOptions::default().batch)]
     pub batch: usize,
-    /// Encoding of the local keys and values: f32, f16 or bf16
-    #[arg(long, value_name = "CODEC", default_value = "f16", value_parser = codec)]
-    pub kv: Codec,
+    /// Encoding of the local keys and values: f32, f16, bf16, q8_0 or q4
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    pub kv: KvType,
     /// When the window is full: `slide` (the oldest quarter leaves), `slide=BLOCK` (BLOCK tokens), or `dump` (all leave)
     #[arg(long, value_name = "HOW", value_parser = overflow)]
     pub overflow: Option<Overflow>,
@@ -63,7 +63,7 @@ impl SessionArgs {
             context_length: self.ctx,
             batch: self.batch,
             threads: self.threads,
-            kv_codec: self.kv,
+            kv_type: self.kv,
             rope: self.rope.over(),
             overflow: self.overflow,
             last_context_length: self.last_context_length,
@@ -74,8 +74,8 @@ impl SessionArgs {
     }
 }
 
-fn codec(name: &str) -> Result<Codec, String> {
-    Codec::from_name(name).ok_or_else(|| "expected f32, f16 or bf16".to_string())
+fn kv_type(name: &str) -> Result<KvType, String> {
+    KvType::from_name(name).ok_or_else(|| "expected f32, f16, bf16, q8_0 or q4".to_string())
 }
 
 fn overflow(text: &str) -> Result<Overflow, String> {

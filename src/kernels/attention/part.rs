@@ -1,16 +1,18 @@
 //! A part of the keys and values against the queries of a tile of tokens: scores, then weights, then the weighted values.
 //!
-//! Few rows read the window's tiles in place; many rows share keys and values that were decoded once, a sub-tile at a time. Both
+//! Few rows read the window's f16 tiles in place; many rows share keys and values that were decoded once, a sub-tile at a time. Both
 //! do the same arithmetic in the same order.
 //!
 //! Invariants: a row's results do not depend on the rows beside it; of a part, a row's maximum, sum and accumulator are made of
 //! exactly what it sees there, with one maximum for all of it.
 
-use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, by_codec, decode_keys, decode_values, in_place};
+use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, decode_keys, decode_values, in_place};
+use super::codes::{self, Codes, Q4, Q8_0, QueryBlock};
 use super::products::{add_values, score};
 use super::{Entries, KvSegment, PART, Part, Partial, Queries, QueryKind, Shape, Visibility};
-use crate::kernels::codec::{Bf16, Codec, F16, F32};
-use crate::kernels::tiles::TILE_TOKENS;
+use crate::kernels::codec::F16;
+use crate::kernels::hadamard::hadamard;
+use crate::kernels::tiles::{BLOCK as CODE_BLOCK, KvType, TILE_TOKENS, TileLayout};
 use crate::kernels::vector::{LANES, exp_vector, sum_vectors};
 use crate::simd::{Scratch, Simd, Task};
 use std::ops::Range;
@@ -46,6 +48,9 @@ pub(super) struct Buffers {
     spill: Vec<u8>,
     /// Scores, then weights: `(rows, SCORES)`.
     scores: Vec<f32>,
+    /// Queries for quantised keys, `(rows, blocks)`.
+    coded: Vec<QueryBlock>,
+    rotated: Vec<f32>,
     /// For thresholds: `(rows, keys in memory)`.
     memory_scores: Vec<f32>,
 }
@@ -126,6 +131,20 @@ impl<'a> QueryTile<'a> {
         &queries[row * self.shape.key_length..][..self.shape.key_length]
     }
 
+    /// Quantises the queries if there are quantised keys.
+    pub fn pack_queries(&self, buffers: &mut Buffers) {
+        let quantised = self.segments.iter().find_map(|s| match &s.entries {
+            Entries::Tiles { layout, .. } if layout.kv.codec().is_none() => Some((layout.kv, s.query)),
+            _ => None,
+        });
+        if let Some((kv, kind)) = quantised {
+            buffers.coded.clear();
+            for r in 0..self.rows() {
+                codes::pack(kv, self.query(kind, r), &mut buffers.rotated, &mut buffers.coded);
+            }
+        }
+    }
+
     fn pieces(&self, part: &Part) -> impl Iterator<Item = Piece<'a>> {
         let (keys, mut skip, mut at) = (part.keys, part.skip, 0);
         self.segments[part.segment..].iter().map_while(move |segment| {
@@ -198,6 +217,10 @@ impl Task for FoldPart<'_, '_> {
         for piece in tile.pieces(part) {
             add_piece(s, tile, part, &piece, buffers, partial);
         }
+        if tile.segments[part.segment].entries.is_rotated() {
+            let (width, length) = (tile.shape.value_length.next_multiple_of(LANES), tile.shape.value_length);
+            partial.acc.chunks_exact_mut(width).for_each(|acc| hadamard(&mut acc[..length]));
+        }
     }
 }
 
@@ -221,7 +244,7 @@ impl Task for Thresholds<'_> {
             for skip in (0..segment.len).step_by(PART) {
                 let n = PART.min(segment.len - skip);
                 let part = Part { segment: i, skip, keys: n, open: true };
-                score_piece(s, tile, &part, &Piece { segment, skip, at: 0, n }, buffers);
+                score_decoded(s, tile, &part, &Piece { segment, skip, at: 0, n }, buffers);
                 for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
                     all[filled..filled + n].copy_from_slice(&scores[..n]);
                 }
@@ -235,17 +258,43 @@ impl Task for Thresholds<'_> {
     }
 }
 
+/// The tiles of a piece that few enough rows read for it to be done in place: f16 only, so that there are not too many kernels.
+#[inline(always)]
+fn to_read_in_place<'a>(tile: &QueryTile<'_>, piece: &Piece<'a>) -> Option<(&'a TileLayout, &'a [u8], usize)> {
+    match &piece.segment.entries {
+        Entries::Tiles { layout, bytes, stride } if layout.kv == KvType::F16 && tile.rows() <= IN_PLACE_ROWS => {
+            Some((layout, *bytes, *stride))
+        }
+        _ => None,
+    }
+}
+
 /// The piece's scores for every row, in `buffers.scores` from `piece.at` on.
 #[inline(always)]
 fn score_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) {
     let kind = piece.segment.query;
-    if let (Entries::Tiles { layout, bytes, stride }, true) = (&piece.segment.entries, tile.rows() <= IN_PLACE_ROWS) {
-        by_codec!(layout.codec, E => {
-            let keys = in_place::<E>(layout, bytes, *stride, piece.skip / TILE_TOKENS).0;
-            score_rows(s, tile, part, kind, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
-        });
+    if let Entries::Tiles { layout, bytes, stride } = &piece.segment.entries
+        && layout.kv.codec().is_none()
+    {
+        let bytes = &bytes[piece.skip / TILE_TOKENS * stride..];
+        match layout.kv {
+            KvType::Q4 => score_codes::<S, Q4>(s, tile, part, piece, layout, bytes, *stride, buffers),
+            _ => score_codes::<S, Q8_0>(s, tile, part, piece, layout, bytes, *stride, buffers),
+        }
         return;
     }
+    if let Some((layout, bytes, stride)) = to_read_in_place(tile, piece) {
+        let keys = in_place::<F16>(layout, bytes, stride, piece.skip / TILE_TOKENS).0;
+        score_rows(s, tile, part, kind, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
+        return;
+    }
+    score_decoded(s, tile, part, piece, buffers);
+}
+
+/// The same through a buffer.
+#[inline(always)]
+fn score_decoded<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) {
+    let kind = piece.segment.query;
     let d = tile.shape.key_length;
     let all = seen_of(tile, part, 0..tile.rows());
     for sub in (0..piece.n).step_by(SUB_TILE) {
@@ -294,6 +343,39 @@ fn score_rows<S: Simd, T: Cells>(
     }
 }
 
+/// As [`score_rows`] for a piece in quantised tiles, `bytes` from its first one on.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+fn score_codes<S: Simd, K: Codes>(
+    s: S,
+    tile: &QueryTile<'_>,
+    part: &Part,
+    piece: &Piece<'_>,
+    layout: &TileLayout,
+    bytes: &[u8],
+    stride: usize,
+    buffers: &mut Buffers,
+) {
+    let blocks = tile.shape.key_length / CODE_BLOCK;
+    let at = piece.at..piece.at + piece.n;
+    for first in (0..tile.rows()).step_by(BLOCK) {
+        let rows = BLOCK.min(tile.rows() - first);
+        let seen = seen_of(tile, part, first..first + rows);
+        let (start, end) = (seen.start.max(at.start), seen.end.min(at.end));
+        if start < end {
+            let tiles = (start - at.start) / TILE_TOKENS..(end - at.start).div_ceil(TILE_TOKENS);
+            let scores = &mut buffers.scores[first * SCORES + at.start + tiles.start * TILE_TOKENS..];
+            by_rows!(rows, R => {
+                let mut queries: [&[QueryBlock]; R] = [&[]; R];
+                for (r, query) in queries.iter_mut().enumerate() {
+                    *query = &buffers.coded[(first + r) * blocks..][..blocks];
+                }
+                codes::score::<S, K, R>(s, queries, layout, bytes, stride, tiles, tile.shape.scale, scores, SCORES);
+            });
+        }
+    }
+}
+
 /// Turns a row's scores in `range` into weights; gives their maximum and the weights' sum.
 #[inline(always)]
 fn weigh<S: Simd>(s: S, range: Range<usize>, scores: &mut [f32]) -> (f32, f32) {
@@ -334,11 +416,9 @@ fn weigh<S: Simd>(s: S, range: Range<usize>, scores: &mut [f32]) -> (f32, f32) {
 /// Adds the piece's values, weighted, to the rows' accumulators.
 #[inline(always)]
 fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers, partial: &mut Partial<'_>) {
-    if let (Entries::Tiles { layout, bytes, stride }, true) = (&piece.segment.entries, tile.rows() <= IN_PLACE_ROWS) {
-        by_codec!(layout.codec, E => {
-            let values = in_place::<E>(layout, bytes, *stride, piece.skip / TILE_TOKENS).1;
-            add_rows(s, tile, part, piece.at..piece.at + piece.n, values, &buffers.scores, partial);
-        });
+    if let Some((layout, bytes, stride)) = to_read_in_place(tile, piece) {
+        let values = in_place::<F16>(layout, bytes, stride, piece.skip / TILE_TOKENS).1;
+        add_rows(s, tile, part, piece.at..piece.at + piece.n, values, &buffers.scores, partial);
         return;
     }
     let length = tile.shape.value_length;

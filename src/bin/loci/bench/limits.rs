@@ -65,7 +65,7 @@ fn is_tied(model: &Model) -> bool {
 /// Bytes of keys and values that a token reads with `context` tokens before it.
 fn kv_bytes(model: &Model, options: &SessionOptions, context: f64) -> f64 {
     let h = model.hparams();
-    let token = h.head_count_kv * (options.kv_codec.row_bytes(h.key_length) + options.kv_codec.row_bytes(h.value_length));
+    let token = h.head_count_kv * (options.kv_type.row_bytes(h.key_length) + options.kv_type.row_bytes(h.value_length));
     let seen = |window: &usize| if *window > 0 { context.min(*window as f64) } else { context };
     h.sliding_window.iter().map(seen).sum::<f64>() * token as f64
 }

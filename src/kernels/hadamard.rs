@@ -1,0 +1,44 @@
+//! The Walsh-Hadamard rotation: each element becomes a sum of all of them with signs, so that a few large ones are spread evenly
+//! (the idea of QuaRot, arXiv 2404.00456). Dot products stay what they were, and the rotation undoes itself.
+
+/// Rotates pieces of the largest power of two that divides the length, in place.
+#[inline]
+pub fn hadamard(x: &mut [f32]) {
+    let n = 1 << x.len().trailing_zeros().min(31);
+    let scale = 1.0 / (n as f32).sqrt();
+    for x in x.chunks_exact_mut(n) {
+        let mut half = 1;
+        while half < n {
+            for pair in x.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+        x.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hadamard;
+
+    #[test]
+    fn it_is_the_matrix_of_signs_and_undoes_itself() {
+        for (length, n) in [(32, 32), (64, 64), (96, 32), (80, 16), (7, 1), (256, 256)] {
+            let x: Vec<f32> = (0..length).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+            let mut y = x.clone();
+            hadamard(&mut y);
+            for (i, y) in y.iter().enumerate() {
+                let piece = &x[i / n * n..][..n];
+                let sign = |j: usize| if (i % n & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let want: f64 = piece.iter().enumerate().map(|(j, x)| f64::from(*x) * sign(j)).sum::<f64>() / (n as f64).sqrt();
+                assert!((f64::from(*y) - want).abs() < 1e-3, "element {i} of {length}: {y}, expected {want}");
+            }
+            hadamard(&mut y);
+            assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-3), "{length}");
+        }
+    }
+}
