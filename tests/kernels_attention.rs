@@ -165,7 +165,7 @@ impl<'a> Data<'a> {
             return stored;
         }
         let n = 1 << length.trailing_zeros();
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let rotated = |i: usize| (0..n).map(|j| stored[i / n * n + j] * sign(i % n, j)).sum::<f64>() / (n as f64).sqrt();
         (0..length).map(rotated).collect()
     }

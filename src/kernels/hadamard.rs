@@ -33,7 +33,7 @@ mod tests {
             hadamard(&mut y);
             for (i, y) in y.iter().enumerate() {
                 let piece = &x[i / n * n..][..n];
-                let sign = |j: usize| if (i % n & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if ((i % n) & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f64 = piece.iter().enumerate().map(|(j, x)| f64::from(*x) * sign(j)).sum::<f64>() / (n as f64).sqrt();
                 assert!((f64::from(*y) - want).abs() < 1e-3, "element {i} of {length}: {y}, expected {want}");
             }
