@@ -128,6 +128,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const SIGNED_BIAS: i32;
     /// How many panels of four activation rows a mat-mat tile should take.
     const TILE_PANELS: usize;
+    /// Whether the words for pairs of columns are faster than two products.
+    const PAIRS: bool = false;
 
     // --- bytes and integers
     fn splat8(self, v: u8) -> Self::V;
@@ -161,6 +163,33 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn dot_rows16<const K: u8>(self, w: [Self::V; 4], a: &[i8; 16]) -> Self::V;
     /// Row form, 32 codes a row: `lo` are the first 16.
     fn dot_rows32<const K: u8>(self, lo: [Self::V; 4], hi: [Self::V; 4], a: &[i8; 32]) -> Self::V;
+
+    // --- the same for two activation rows (columns) at a time, each word in a form of the level's own
+    /// A quad of row bytes as the words below want it, and [`Simd::dot`] where `PAIRS` is false.
+    #[inline(always)]
+    fn tile(self, q: [Self::V; 4]) -> [Self::V; 4] {
+        self.transpose(q)
+    }
+    /// Puts a block of two columns in order for [`Simd::dot_pair`].
+    #[inline(always)]
+    fn arrange_pair(self, a: &mut [[i8; 32]; 2]) {
+        let _ = a;
+    }
+    /// Accumulators that start from an integer for each column.
+    #[inline(always)]
+    fn start_pair(self, start: [i32; 2]) -> [Self::V; 2] {
+        [self.splat32(start[0]), self.splat32(start[1])]
+    }
+    /// Adds the dots of every row's 16 codes with half `half` of both columns.
+    #[inline(always)]
+    fn dot_pair<const K: u8>(self, acc: [Self::V; 2], w: &[Self::V; 4], a: &[[i8; 32]; 2], half: usize) -> [Self::V; 2] {
+        dot_columns::<Self, K>(self, acc, w, a, half)
+    }
+    /// The accumulators by column: lane `r` is row `r`'s.
+    #[inline(always)]
+    fn end_pair(self, acc: [Self::V; 2]) -> [Self::V; 2] {
+        acc
+    }
 
     // --- reads from a group of rows
     /// 16 bytes at byte `at` of the rows `4 l + i`.
@@ -262,6 +291,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn byte_i(self, v: Self::V, j: u32) -> Self::V {
         self.sar32(self.shl32(v, 24 - 8 * j), 24)
     }
+}
+
+/// Two columns one by one.
+#[inline(always)]
+fn dot_columns<S: Simd, const K: u8>(s: S, acc: [S::V; 2], w: &[S::V; 4], a: &[[i8; 32]; 2], half: usize) -> [S::V; 2] {
+    let (x, y) = (a[0].as_chunks::<16>().0, a[1].as_chunks::<16>().0);
+    [s.dot::<K>(acc[0], w, &x[half]), s.dot::<K>(acc[1], w, &y[half])]
 }
 
 /// A computation that is generic over the vocabulary. Its `run` must be `#[inline(always)]`.
@@ -396,7 +432,10 @@ pub fn dispatch<T: Task>(level: Level, task: T) -> T::Out {
         Level::Neon => unsafe { neon::run_neon(task) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the features were checked above.
-        Level::DotProd | Level::I8mm => unsafe { neon::run_dotprod(task) },
+        Level::DotProd => unsafe { neon::run_dotprod(task) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the features were checked above.
+        Level::I8mm => unsafe { neon::run_i8mm(task) },
         _ => task.run(portable::Portable(())),
     }
 }
@@ -520,6 +559,32 @@ mod tests {
                 for (r, lane) in lanes.iter().enumerate().take(S::LANES) {
                     let f: &dyn Fn(u8) -> i32 = if m == 255 { &|v| i32::from(v as i8) } else { &|v| i32::from(v & m) };
                     assert_eq!(*lane, (dots(f, r, n) + extra) as f32, "dot {i}, row {r}");
+                }
+            }
+            // Two columns, starting from 5 and -7: 32 codes a row, then the second half alone.
+            let b: [i8; 32] = std::array::from_fn(|i| a[31 - i].wrapping_add(i as i8).max(-127));
+            let mut pair = [a, b];
+            s.arrange_pair(&mut pair);
+            let column = |r: usize, m: u8, x: &[i8; 32], from: usize| {
+                let value = |e: usize| if m == 255 { i32::from(code(r, e) as i8) + S::SIGNED_BIAS } else { i32::from(code(r, e) & m) };
+                (from..32).map(|e| value(e) * i32::from(x[e])).sum::<i32>()
+            };
+            let tiles = |lo, hi| [s.tile(lo), s.tile(hi)];
+            let (t4, t6, t8) = (tiles(l4, h4), tiles(l6, h6), tiles(l8, h8));
+            let start = || s.start_pair([5, -7]);
+            let got = [
+                (s.dot_pair::<U4>(s.dot_pair::<U4>(start(), &t4[0], &pair, 0), &t4[1], &pair, 1), 15, 0),
+                (s.dot_pair::<U6>(s.dot_pair::<U6>(start(), &t6[0], &pair, 0), &t6[1], &pair, 1), 63, 0),
+                (s.dot_pair::<I8>(s.dot_pair::<I8>(start(), &t8[0], &pair, 0), &t8[1], &pair, 1), 255, 0),
+                (s.dot_pair::<U4>(start(), &t4[1], &pair, 1), 15, 16),
+                (s.dot_pair::<U6>(start(), &t6[1], &pair, 1), 63, 16),
+                (s.dot_pair::<I8>(start(), &t8[1], &pair, 1), 255, 16),
+            ];
+            for (acc, m, from) in got {
+                let [x, y] = s.end_pair(acc).map(lanes);
+                for r in 0..S::LANES {
+                    let want = (column(r, m, &a, from) + 5, column(r, m, &b, from) - 7);
+                    assert_eq!((x[r], y[r]), (want.0 as f32, want.1 as f32), "pair, codes up to {m} from {from}, row {r}");
                 }
             }
             let halves: Vec<u8> = (0..S::LANES).flat_map(|i| half::f16::from_f32(i as f32 * 0.37 - 2.0).to_le_bytes()).collect();

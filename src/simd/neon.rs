@@ -1,14 +1,15 @@
-//! The vocabulary on AArch64: four lanes; with `DOT`, products by `sdot`.
+//! The vocabulary on AArch64: four lanes; with `DOT`, products by `sdot`; with `MM`, mat-mat by `smmla`.
 //!
 //! | word | instruction | Cortex-A72 | Cortex-A76 |
 //! |---|---|---|---|
 //! | `dot` (Neon) | smull, smlal, then pairwise sums | 1 per cycle | |
 //! | `dot` (DotProd) | sdot | - | 2 per cycle |
+//! | `dot_pair` (I8mm) | smmla: 2 rows x 2 columns x 8 | - | - (A710: 2 per cycle) |
 //! | `lookup` | tbl | 3 / 2 | 2 / 2 |
 //! | `transpose` | trn/zip | 3 / 2 | 2 / 2 |
 //! | `f16_lanes` | xtn + fcvtl | 3 + 3 | 3 + 3 |
 //!
-//! `sdot` has no stable intrinsic: one instruction of inline assembly. Codes of at most six bits and signed codes are both signed
+//! `sdot` and `smmla` have no stable intrinsics: one instruction of inline assembly. Codes of at most six bits and signed codes are both signed
 //! bytes here, so `sdot` takes all kinds. Without it products are added up in 16 bits while they fit, activations being at most 127:
 //! two of signed codes (2 * 128 * 127 = 32512), four of 6 bits (4 * 63 * 127 = 32004), sixteen of 4 bits (16 * 15 * 127 = 30480).
 
@@ -17,7 +18,7 @@ use std::arch::aarch64::*;
 
 /// The token.
 #[derive(Clone, Copy)]
-pub struct Neon<const DOT: bool>(());
+pub struct Neon<const DOT: bool, const MM: bool>(());
 
 // SAFETY: vectors of integers and floats have no invalid patterns.
 unsafe impl Plain for uint8x16_t {}
@@ -28,14 +29,21 @@ unsafe impl Plain for float32x4_t {}
 /// The CPU must have Neon.
 #[target_feature(enable = "neon")]
 pub unsafe fn run_neon<T: Task>(task: T) -> T::Out {
-    task.run(Neon::<false>(()))
+    task.run(Neon::<false, false>(()))
 }
 
 /// # Safety
 /// The CPU must have Neon and `sdot`.
 #[target_feature(enable = "neon,dotprod")]
 pub unsafe fn run_dotprod<T: Task>(task: T) -> T::Out {
-    task.run(Neon::<true>(()))
+    task.run(Neon::<true, false>(()))
+}
+
+/// # Safety
+/// The CPU must have Neon, `sdot` and the 8-bit matrix products.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub unsafe fn run_i8mm<T: Task>(task: T) -> T::Out {
+    task.run(Neon::<true, true>(()))
 }
 
 /// Adds to every lane of `acc` the dot of the four signed bytes there in `w` and `a`.
@@ -55,6 +63,35 @@ unsafe fn sdot(acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
         );
     }
     acc
+}
+
+/// Adds to lane `2 i + j` of `acc` the dot of the eight signed bytes `i` of `w` with the eight `j` of `a`.
+///
+/// # Safety
+/// The CPU must have the 8-bit matrix products.
+#[inline(always)]
+unsafe fn smmla(acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    let mut acc = acc;
+    // SAFETY: the caller's; the instruction touches nothing but its registers.
+    unsafe {
+        std::arch::asm!(
+            ".arch_extension i8mm",
+            "smmla {acc:v}.4s, {w:v}.16b, {a:v}.16b",
+            acc = inout(vreg) acc, w = in(vreg) w, a = in(vreg) a,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// Eight bytes of `a`, then eight of `b`: the low halves (`zip1`) and the high ones (`zip2`).
+#[inline(always)]
+fn zip_eights(a: uint8x16_t, b: uint8x16_t) -> [uint8x16_t; 2] {
+    // SAFETY: Neon by the token.
+    unsafe {
+        let (a, b) = (vreinterpretq_u64_u8(a), vreinterpretq_u64_u8(b));
+        [vreinterpretq_u8_u64(vzip1q_u64(a, b)), vreinterpretq_u8_u64(vzip2q_u64(a, b))]
+    }
 }
 
 /// Products of the low eight bytes.
@@ -110,12 +147,13 @@ fn half_to_f(v: uint16x4_t) -> float32x4_t {
     unsafe { vcvt_f32_f16(vreinterpret_f16_u16(v)) }
 }
 
-impl<const DOT: bool> Simd for Neon<DOT> {
+impl<const DOT: bool, const MM: bool> Simd for Neon<DOT, MM> {
     type V = uint8x16_t;
     type F = float32x4_t;
     const LANES: usize = 4;
     const SIGNED_BIAS: i32 = 0;
     const TILE_PANELS: usize = 2;
+    const PAIRS: bool = MM;
 
     #[inline(always)]
     fn splat8(self, v: u8) -> uint8x16_t {
@@ -281,6 +319,61 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             }
             sum_rows(quad!(I => vpaddlq_s16(p[I])))
         }
+    }
+    /// With `MM`: eight codes of rows 0 and 1, the next eight, then rows 2 and 3.
+    #[inline(always)]
+    fn tile(self, q: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        if !MM {
+            return self.transpose(q);
+        }
+        let ([a, b], [c, d]) = (zip_eights(q[0], q[1]), zip_eights(q[2], q[3]));
+        [a, b, c, d]
+    }
+    /// With `MM`: eight of the one, eight of the other, and so on.
+    #[inline(always)]
+    fn arrange_pair(self, a: &mut [[i8; 32]; 2]) {
+        if MM {
+            let mut out = [[0; 8]; 8];
+            for (column, a) in a.iter().enumerate() {
+                for (i, eight) in a.as_chunks::<8>().0.iter().enumerate() {
+                    out[2 * i + column] = *eight;
+                }
+            }
+            a.as_flattened_mut().copy_from_slice(out.as_flattened());
+        }
+    }
+    /// With `MM`: both columns of rows 0 and 1, then of rows 2 and 3.
+    #[inline(always)]
+    fn start_pair(self, start: [i32; 2]) -> [uint8x16_t; 2] {
+        if !MM {
+            return [self.splat32(start[0]), self.splat32(start[1])];
+        }
+        // SAFETY: token; the array holds two integers.
+        let both = unsafe {
+            let pair = vld1_s32(start.as_ptr());
+            from32(vcombine_s32(pair, pair))
+        };
+        [both; 2]
+    }
+    #[inline(always)]
+    fn dot_pair<const K: u8>(self, acc: [uint8x16_t; 2], w: &[uint8x16_t; 4], a: &[[i8; 32]; 2], half: usize) -> [uint8x16_t; 2] {
+        if !MM {
+            return super::dot_columns::<Self, K>(self, acc, w, a, half);
+        }
+        let a = &a.as_flattened().as_chunks::<16>().0[2 * half..2 * half + 2];
+        let (a, b) = (part(&a[0]), part(&a[1]));
+        // SAFETY: token.
+        unsafe {
+            [from32(smmla(smmla(s32(acc[0]), s8(w[0]), a), s8(w[1]), b)), from32(smmla(smmla(s32(acc[1]), s8(w[2]), a), s8(w[3]), b))]
+        }
+    }
+    #[inline(always)]
+    fn end_pair(self, acc: [uint8x16_t; 2]) -> [uint8x16_t; 2] {
+        if !MM {
+            return acc;
+        }
+        // SAFETY: token.
+        unsafe { [from32(vuzp1q_s32(s32(acc[0]), s32(acc[1]))), from32(vuzp2q_s32(s32(acc[0]), s32(acc[1])))] }
     }
     #[inline(always)]
     fn rows16(self, rows: &Rows<'_>, i: usize, at: usize) -> uint8x16_t {

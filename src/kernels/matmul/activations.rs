@@ -16,6 +16,7 @@ const HALF_OFFSETS: [i32; 2] = [4, 32];
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Panel<const W: usize> {
+    /// Of a column each, or in the level's order for pairs of columns ([`Simd::arrange_pair`]).
     pub(super) codes: [[i8; BLOCK]; W],
     pub(super) scale: [f32; W],
     /// `scale * sum of the codes`
@@ -194,6 +195,13 @@ impl<const W: usize> Task for Quantise<'_, W> {
                 (p.scale[w], p.scaled_sum[w]) = (scale, scale * sum as f32);
                 p.minus_sum[w] = OFFSETS.map(|o| -o * sum);
                 p.minus_half[w] = sums.map(|sum| HALF_OFFSETS.map(|o| -o * sum));
+            }
+        }
+        if S::PAIRS {
+            for p in self.panel {
+                for pair in p.codes.as_chunks_mut::<2>().0 {
+                    s.arrange_pair(pair);
+                }
             }
         }
     }

@@ -57,7 +57,7 @@ impl<B: Block> Task for Expanded<'_, B> {
     }
 }
 
-/// Per block of 32 the transposed codes.
+/// Per block of 32 the codes in tile form.
 type TileCodes<S> = [[<S as Simd>::V; 4]; 2];
 
 /// Factors of a block: scale, shift, and both again for the second half, where the shape has them.
@@ -80,7 +80,7 @@ impl<S: Simd, C: Shape> Sink<S> for TileSink<'_, S, C> {
     #[inline(always)]
     fn take(&mut self, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]) {
         let Some((codes, factors)) = self.tile.next() else { return };
-        *codes = [self.s.transpose(lo), self.s.transpose(hi)];
+        *codes = [self.s.tile(lo), self.s.tile(hi)];
         match (C::HALVES, C::SHIFTS) {
             (false, false) => factors.copy_from_slice(&scale[..1]),
             (false, true) => factors.copy_from_slice(&[scale[0], shift[0]]),
@@ -171,7 +171,36 @@ impl<S: Simd> Tile<'_, S> {
 /// Adds the products of a block with a panel's four columns to their sums.
 #[inline(always)]
 fn add_panel<S: Simd, C: Shape>(s: S, w: &TileCodes<S>, f: &[S::F], x: &Panel<4>, sums: [S::F; 4]) -> [S::F; 4] {
+    if S::PAIRS {
+        let [a, b, c, d] = sums;
+        let ([a, b], [c, d]) = (add_pair::<S, C, 0>(s, w, f, x, [a, b]), add_pair::<S, C, 2>(s, w, f, x, [c, d]));
+        return [a, b, c, d];
+    }
     quad!(I => add_column::<S, C>(s, w, f, x, I, sums[I]))
+}
+
+/// Columns `FIRST` and the next.
+#[inline(always)]
+fn add_pair<S: Simd, C: Shape, const FIRST: usize>(s: S, w: &TileCodes<S>, f: &[S::F], x: &Panel<4>, sums: [S::F; 2]) -> [S::F; 2] {
+    let codes = &x.codes.as_chunks::<2>().0[FIRST / 2];
+    let offset = offset::<S, C>();
+    if C::HALVES {
+        let a = s.start_pair([x.half_start(FIRST, 0, offset), x.half_start(FIRST + 1, 0, offset)]);
+        let b = s.start_pair([x.half_start(FIRST, 1, offset), x.half_start(FIRST + 1, 1, offset)]);
+        let a = s.end_pair(by_code!(C, s.dot_pair(a, &w[0], codes, 0)));
+        let b = s.end_pair(by_code!(C, s.dot_pair(b, &w[1], codes, 1)));
+        let (scale, shift) = ([f[0], f[1]], if C::SHIFTS { [f[2], f[3]] } else { [f[0]; 2] });
+        [
+            join_halves::<S, C, 4>(s, [a[0], b[0]], x, FIRST, scale, shift, sums[0]),
+            join_halves::<S, C, 4>(s, [a[1], b[1]], x, FIRST + 1, scale, shift, sums[1]),
+        ]
+    } else {
+        let acc = s.start_pair([x.start(FIRST, offset), x.start(FIRST + 1, offset)]);
+        let acc = by_code!(C, s.dot_pair(acc, &w[0], codes, 0));
+        let dots = s.end_pair(by_code!(C, s.dot_pair(acc, &w[1], codes, 1)));
+        let shift = if C::SHIFTS { f[1] } else { f[0] };
+        [join::<S, C, 4>(s, dots[0], x, FIRST, f[0], shift, sums[0]), join::<S, C, 4>(s, dots[1], x, FIRST + 1, f[0], shift, sums[1])]
+    }
 }
 
 #[inline(always)]
