@@ -50,7 +50,9 @@ sed -n 's/^ *Executable \(unittests \)\{0,1\}\([^ ]*\) (\(.*\))$/\2 \3/p' "$logs
 }
 bin=$CARGO_TARGET_DIR/$target/release
 # The tests of the command start it as a process, and the kernel here does not know AArch64 programs: a script in its place does.
+exe=$bin/loci
 if ! "$bin/loci" --version > /dev/null 2>&1; then
+    exe=$bin/loci-aarch64
     mv -f "$bin/loci" "$bin/loci-aarch64"
     printf '#!/bin/sh\nexec qemu-aarch64 -L /usr/aarch64-linux-gnu "%s" "$@"\n' "$(realpath "$bin/loci-aarch64")" > "$bin/loci"
     chmod +x "$bin/loci"
@@ -98,7 +100,7 @@ run() {
 
 failed=0
 if [ "${1:-}" = levels ]; then
-    tools/check_isa.sh "$bin/loci-aarch64" || failed=1
+    tools/check_isa.sh "$exe" || failed=1
     for level in portable neon dotprod i8mm; do
         echo "LOCI_SIMD=$level on max"
         LOCI_SIMD=$level run max "max-$level" "${TESTS:-$KERNELS}" || failed=1
