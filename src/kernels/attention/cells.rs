@@ -7,7 +7,7 @@
 
 use super::{Entries, KvSegment};
 use crate::kernels::codec::{Bf16, Codec, Encoding, F16, F32};
-use crate::kernels::tiles::{KvType, TILE_TOKENS, TileLayout};
+use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 use crate::kernels::vector::LANES;
 use crate::simd::{Rows, Simd, prefetch};
 
@@ -152,26 +152,6 @@ macro_rules! by_codec {
     };
 }
 
-/// Runs `$call` with the type of a kv type that is no quantised one.
-macro_rules! by_float {
-    ($kv:expr, $e:ident => $call:expr) => {
-        match $kv {
-            KvType::F32 => {
-                type $e = F32;
-                $call
-            }
-            KvType::Bf16 => {
-                type $e = Bf16;
-                $call
-            }
-            _ => {
-                type $e = F16;
-                $call
-            }
-        }
-    };
-}
-
 /// Keys `at .. at + n` of a segment, of `d` elements, as tiles into `out`. The last tile's columns behind them get anything.
 #[inline(always)]
 pub(super) fn decode_keys<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: usize, d: usize, spill: &mut Vec<u8>, out: &mut [f32]) {
@@ -179,7 +159,7 @@ pub(super) fn decode_keys<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: 
         Entries::Rows { codec, keys, key_stride, .. } => {
             by_codec!(codec, E => transpose::<S, E>(s, keys, *key_stride, at, n, d, spill, out))
         }
-        Entries::Tiles { layout, bytes, stride } => by_float!(layout.kv, E => {
+        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.kv.codec().unwrap_or(Codec::F16), E => {
             let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).0;
             for ahead in ABREAST..ABREAST + n.div_ceil(TILE_TOKENS) {
                 prefetch(view.elements, ahead * view.stride, view.wanted);
@@ -205,7 +185,7 @@ pub(super) fn decode_values<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n
                 super::codes::decode_values(s, layout, &tile[layout.key_bytes()..][..layout.value_bytes()], out);
             }
         }
-        Entries::Tiles { layout, bytes, stride } => by_float!(layout.kv, E => {
+        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.kv.codec().unwrap_or(Codec::F16), E => {
             let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).1;
             for (i, out) in out.chunks_exact_mut(layout.value_width() * TILE_TOKENS).take(n.div_ceil(TILE_TOKENS)).enumerate() {
                 copy::<S, E>(s, view.tile(i).0, out, LANES);

@@ -43,7 +43,7 @@ impl<B: Block> Task for Expanded<'_, B> {
             for k in 0..groups {
                 let group = group::<S>(w, &work.few, columns.start + k * S::LANES);
                 let codes = codes[k * span.len()..][..span.len()].iter_mut();
-                let factors = factors[k * span.len() * factors_of::<B>()..].chunks_exact_mut(factors_of::<B>());
+                let factors = factors[k * span.len() * self::factors::<B::Shape>()..].chunks_exact_mut(self::factors::<B::Shape>());
                 let mut sink = TileSink::<S, B::Shape> { s, tile: codes.zip(factors), shape: PhantomData };
                 for at in (span.start / whole..span.end / whole).map(|b| b * B::BYTES) {
                     B::unpack(s, &group, at, &mut sink);
@@ -63,10 +63,6 @@ type TileCodes<S> = [[<S as Simd>::V; 4]; 2];
 /// Factors of a block: scale, shift, and both again for the second half, where the shape has them.
 const fn factors<C: Shape>() -> usize {
     (1 + C::HALVES as usize) * (1 + C::SHIFTS as usize)
-}
-
-const fn factors_of<B: Block>() -> usize {
-    factors::<B::Shape>()
 }
 
 /// Writes unpacked blocks to a tile.
