@@ -4,6 +4,8 @@ SHELL := /bin/bash
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# What is installed and packaged is optimised as a whole; PROFILE=release builds faster and gives larger libraries.
+PROFILE ?= dist
 # Where the models of the tests and of the example are kept.
 export LOCI_MODELS_DIR ?= $(CURDIR)/models
 # The model of run-example; MODEL=path takes another one that has a chat template.
@@ -31,14 +33,14 @@ model: ## Fetch the models of the tests (about 350 MB) into models/; done once
 	@tools/get_model.sh all
 
 test: ## Set up this machine, fetch the models, run every test; ends with the totals
-	@tools/setup.sh cargo cc c++ pip unzip valgrind numpy
+	@tools/setup.sh cargo cc c++ pip unzip valgrind numpy cmake pkg-config
 	@tools/get_model.sh all
 	@tools/test.sh
 
 run-example: ## Remember a log longer than the model's window, then ask about it in a new process (C, installed library)
 	@tools/setup.sh cargo cc pip unzip
 	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
-	@$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/build/prefix DESTDIR=
+	@$(MAKE) --no-print-directory install PROFILE=release PREFIX=$(CURDIR)/build/prefix DESTDIR=
 	@mkdir -p $(EXAMPLE)
 	cc -std=c99 -O2 -Wall -Wextra -Werror -Ibuild/prefix/include examples/c/recall.c -o $(EXAMPLE)/recall \
 		-Lbuild/prefix/lib -Wl,-rpath,$(CURDIR)/build/prefix/lib -lloci
@@ -92,22 +94,23 @@ header: ## Compile include/loci.h as every C and C++ standard the compilers here
 	@tools/setup.sh cc c++
 	@tools/check_header.sh
 
-install: ## Header, library and pkg-config file under PREFIX (default /usr/local); DESTDIR for packagers
+install: ## Headers, libraries, pkg-config file and CMake package under PREFIX (default /usr/local); DESTDIR for packagers
 	@tools/setup.sh cargo cc
-	cargo build --release -p loci-ffi
-	@install -d "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
-	@install -m 644 include/loci.h "$(DESTDIR)$(PREFIX)/include/"
-	@install -m 644 $(RELEASE)/libloci.a "$(DESTDIR)$(PREFIX)/lib/"
-	@install -m 755 $(RELEASE)/libloci.so "$(DESTDIR)$(PREFIX)/lib/libloci.so.$(VERSION)"
-	@ln -sf libloci.so.$(VERSION) "$(DESTDIR)$(PREFIX)/lib/libloci.so.$(firstword $(subst ., ,$(VERSION)))"
-	@ln -sf libloci.so.$(VERSION) "$(DESTDIR)$(PREFIX)/lib/libloci.so"
-	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: loci' 'Description: Language models on CPUs with a memory on disk' 'Version: $(VERSION)' \
-		'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix}/lib -lloci' 'Libs.private: -lpthread -ldl -lm' \
-		> "$(DESTDIR)$(PREFIX)/lib/pkgconfig/loci.pc"
+	cargo build --profile $(PROFILE) -p loci-ffi
+	@tools/package/install.sh $(CARGO_TARGET_DIR)/$(PROFILE) $(VERSION) "$(PREFIX)" "$(DESTDIR)"
 	@echo "installed under $(DESTDIR)$(PREFIX)"
+
+deb: ## Debian packages of the libraries, into build/
+	@tools/setup.sh cargo cc
+	cargo build --profile $(PROFILE) -p loci-ffi
+	@tools/package/deb.sh $(CARGO_TARGET_DIR)/$(PROFILE) $(VERSION) build
+
+abi: ## Compare the ABI of include/loci.h with the one that was promised, and see that planted breaks are found
+	@tools/setup.sh cc abidiff python3
+	@tools/abi.sh
 
 clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install clean
+.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb abi clean

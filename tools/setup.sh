@@ -13,6 +13,7 @@ package_of() {
         c++) echo g++ ;;
         pip) echo python3-pip ;;
         numpy) echo python3-numpy ;;
+        abidiff) echo abigail-tools ;;
         *) echo "$1" ;;
     esac
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod golden;
+pub mod native;
 pub mod raw;
 pub mod reference;
 pub mod tiny;
