@@ -408,6 +408,22 @@ LOCI_API loci_status loci_session_options_init(loci_session_options *options, si
 LOCI_API loci_status loci_sampler_options_init(loci_sampler_options *options, size_t struct_size);
 LOCI_API loci_status loci_generate_options_init(loci_generate_options *options, size_t struct_size);
 
+/* Bytes of RAM that a session takes with its context full and its largest batch computed. */
+typedef struct loci_estimate {
+    size_t struct_size;
+    uint64_t file_bytes;    /* the model's file, mapped: the system may take its pages back; 0 for a model in memory */
+    uint64_t model_bytes;   /* vocabulary, what a process takes anyway, and the bytes of a model in memory */
+    uint64_t context_bytes; /* keys and values of a full context */
+    uint64_t scratch_bytes; /* buffers of a batch */
+    uint64_t memory_bytes;  /* what comes back from an attached memory */
+    uint64_t total_bytes;   /* all of these */
+} loci_estimate;
+
+/* What a session with these options (NULL: the defaults) would take, with a memory attached (1) or without (0). Reads no weights: a model
+ * is opened in milliseconds, asked this, and closed if it is too large. */
+LOCI_API loci_status loci_model_estimate(const loci_model *model, const loci_session_options *options, int32_t with_memory,
+                                         loci_estimate *out);
+
 LOCI_API loci_status loci_session_new(loci_model *model, const loci_session_options *options, loci_session **out);
 
 /* A call in progress in another thread is cancelled. */
@@ -456,6 +472,24 @@ LOCI_API loci_status loci_session_generate(loci_session *session, const loci_gen
  * where no generation runs. */
 LOCI_API loci_status loci_session_start(loci_session *session, const loci_generate_options *options);
 LOCI_API loci_status loci_session_next(loci_session *session, loci_piece *piece);
+
+/* How the states of a text's tokens become one vector. */
+typedef int32_t loci_pooling;
+#define LOCI_POOLING_MEAN 0 /* their mean */
+#define LOCI_POOLING_LAST 1 /* that of the last token, which has seen all others */
+
+/* The embedding of a text: what the model makes of its tokens behind the last layer, pooled, of length 1;
+ * loci_model_embedding_length() values. The context is reset before and after, and memories are not read. LOCI_LIMIT for more tokens
+ * than the context holds. */
+LOCI_API loci_status loci_session_embed(loci_session *session, const loci_token *tokens, size_t count, loci_pooling pooling,
+                                        loci_progress_fn progress, void *user, float *values, size_t capacity, size_t *length);
+
+/* For memory-pressure callbacks, between two calls: gives back buffers and unused room of the context; the next call allocates them
+ * anew. What the session holds, its logits included, stays. */
+LOCI_API loci_status loci_session_trim(loci_session *session);
+
+/* The same for the weights: their pages leave this process and come back from the file as they are read again. At any time. */
+LOCI_API loci_status loci_model_trim(const loci_model *model);
 
 /* Why the last generation ended, in both forms: LOCI_FINISH_ERROR after one that returned an error, LOCI_FINISH_NONE while one runs
  * and before the first. */

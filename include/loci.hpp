@@ -180,6 +180,14 @@ public:
         });
     }
 
+    loci_estimate estimate(const SessionOptions &options = SessionOptions(), bool with_memory = false) const {
+        loci_estimate out = {};
+        out.struct_size = sizeof out;
+        check(loci_model_estimate(get(), &options, with_memory ? 1 : 0, &out));
+        return out;
+    }
+    void trim() { check(loci_model_trim(get())); }
+
     loci_model *get() const noexcept { return handle_.get(); }
 
 private:
@@ -284,6 +292,17 @@ public:
         return index;
     }
     void detach_memories() { check(loci_session_detach_memories(get())); }
+
+    // Of length 1. The context is reset.
+    std::vector<float> embed(const std::vector<loci_token> &tokens, loci_pooling pooling = LOCI_POOLING_MEAN) {
+        std::size_t length = 0;
+        loci_status status = loci_session_embed(get(), tokens.data(), tokens.size(), pooling, nullptr, nullptr, nullptr, 0, &length);
+        if (status != LOCI_BUFFER_TOO_SMALL) check(status);
+        std::vector<float> values(length);
+        check(loci_session_embed(get(), tokens.data(), tokens.size(), pooling, nullptr, nullptr, values.data(), values.size(), &length));
+        return values;
+    }
+    void trim() { check(loci_session_trim(get())); }
 
     void reset() { check(loci_session_reset(get())); }
     void truncate(std::size_t length) { check(loci_session_truncate(get(), length)); }

@@ -13,6 +13,7 @@
 
 mod args;
 mod base;
+mod footprint;
 mod generate;
 mod guard;
 mod logging;

@@ -139,6 +139,14 @@ structs! {
         resident_bytes: u64,
         memory_bytes_read: u64,
     }
+    loci_estimate {
+        file_bytes: u64,
+        model_bytes: u64,
+        context_bytes: u64,
+        scratch_bytes: u64,
+        memory_bytes: u64,
+        total_bytes: u64,
+    }
     loci_memory_stats {
         tokens: u64,
         committed_tokens: u64,
@@ -257,6 +265,8 @@ constants! { VALUES:
     LOCI_KV_BF16 = 2,
     LOCI_KV_Q8_0 = 3,
     LOCI_KV_Q4 = 4,
+    LOCI_POOLING_MEAN = 0,
+    LOCI_POOLING_LAST = 1,
     LOCI_OVERFLOW_DEFAULT = 0,
     LOCI_OVERFLOW_SLIDE = 1,
     LOCI_OVERFLOW_DUMP_ALL = 2,

@@ -83,6 +83,15 @@ impl Map {
         let _ = range;
     }
 
+    /// Takes the pages of a file out of this process; the next access brings them back. A hint only.
+    pub fn let_go(&self) {
+        #[cfg(unix)]
+        if let Backing::Mapped(map) = &self.backing {
+            // SAFETY: the map is read-only and shared with the file: what is dropped comes back from there, unchanged.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     #[cfg(unix)]
     fn advise(&self, range: Range<usize>, advice: memmap2::Advice) {
         if let Backing::Mapped(map) = &self.backing

@@ -111,9 +111,19 @@ impl Window {
             return Err(Error::Limit { what: "context window (tokens)".into(), limit: self.capacity as u64, asked: need as u64 });
         }
         for (layer, shape) in self.layers.iter_mut().zip(&self.shapes) {
-            grow(&mut layer.tiles, shape.bytes(self.kv, need))?;
+            grow(&mut layer.tiles, shape.bytes(self.kv, need), shape.bytes(self.kv, self.capacity))?;
         }
         Ok(())
+    }
+
+    /// Bytes of a window of these layers that is full.
+    pub fn bytes_full(shapes: &[LayerShape], kv: KvType, capacity: usize) -> usize {
+        shapes.iter().map(|s| s.bytes(kv, capacity)).sum()
+    }
+
+    /// Gives back room that is not in use.
+    pub fn shrink(&mut self) {
+        self.layers.iter_mut().for_each(|l| l.tiles.shrink_to_fit());
     }
 
     /// Appends a batch's keys and values, `(tokens, heads_kv, length)`, to one layer. Between the first layer of a batch and
@@ -223,10 +233,10 @@ impl Layer {
     }
 }
 
-fn grow(v: &mut Vec<u8>, len: usize) -> Result<()> {
+fn grow(v: &mut Vec<u8>, len: usize, most: usize) -> Result<()> {
     if len > v.capacity() {
-        // Half as much again, so that decoding token by token does not copy the window each time.
-        let want = len.max(v.capacity() + v.capacity() / 2);
+        // Half as much again, so that decoding token by token does not copy the window each time, and never more than a full one.
+        let want = len.max((v.capacity() + v.capacity() / 2).min(most));
         v.try_reserve_exact(want - v.len()).map_err(|_| Error::OutOfMemory { what: "the local window", bytes: want as u64 })?;
     }
     Ok(())

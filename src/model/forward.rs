@@ -31,6 +31,8 @@ pub enum Outputs<'a> {
     Last,
     /// Those of every token, handed out as (index in the batch, logits).
     Each(&'a mut dyn FnMut(usize, &[f32])),
+    /// No logits, but what they would be made of: the normalised residual stream of every token, `embedding` values each.
+    States(&'a mut dyn FnMut(usize, &[f32])),
 }
 
 /// What a forward pass works with besides the model.
@@ -57,7 +59,7 @@ pub struct Context<'a> {
 pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], mut outputs: Outputs<'_>) -> Result<()> {
     let n = tokens.len();
     let rows = match outputs {
-        Outputs::Memory | Outputs::None => 0,
+        Outputs::Memory | Outputs::None | Outputs::States(_) => 0,
         Outputs::Last => 1,
         Outputs::Each(_) => LOGIT_ROWS.min(n),
     };
@@ -93,6 +95,10 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
                     each(at + i, logits);
                 }
             }
+        }
+        Outputs::States(each) => {
+            final_norm(h, w, pass, c.scratch, 0, n);
+            c.scratch.h.chunks_exact(h.embedding_length).take(n).enumerate().for_each(|(i, state)| each(i, state));
         }
     }
     Ok(())
@@ -236,11 +242,16 @@ fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scrat
 /// Elements of the gate that one chunk bends.
 const GATE_STEP: usize = 1024;
 
+/// The normalised residual stream of `rows` tokens from `at`, into `scratch.h`.
+fn final_norm(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, rows: usize) {
+    let width = h.embedding_length;
+    norm_rows(pass, &s.x[at * width..(at + rows) * width], &w.output_norm, h.rms_epsilon, &mut s.h[..rows * width]);
+}
+
 /// Logits of `rows` tokens from `at` into `scratch.logits`.
 fn head(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, rows: usize) {
+    final_norm(h, w, pass, s, at, rows);
     let width = h.embedding_length;
-    let x = &s.x[at * width..(at + rows) * width];
-    norm_rows(pass, x, &w.output_norm, h.rms_epsilon, &mut s.h[..rows * width]);
     s.activations.load_for(pass, &s.h[..rows * width], &[&w.output]);
     let logits = &mut s.logits[..rows * w.output.rows()];
     matmul(pass, &w.output, &s.activations, logits);

@@ -186,6 +186,12 @@ impl Model {
         }
     }
 
+    /// Lets go of the pages of the weights that are in RAM: they come back from the file as they are read again. For memory-pressure
+    /// callbacks. Nothing happens for a model in memory.
+    pub fn trim(&self) {
+        self.gguf.map().let_go();
+    }
+
     /// Seconds that opening took.
     pub fn load_seconds(&self) -> f64 {
         self.load_seconds

@@ -66,6 +66,16 @@ impl Scratch {
         try_grow(&mut self.logits, WHAT, rows * vocab)
     }
 
+    /// Bytes that a batch of `n` tokens takes, all buffers together, with one row of logits.
+    pub fn bytes_for(h: &Hparams, n: usize, vocab: usize) -> usize {
+        let (queries, keys) = (h.head_count * h.key_length, h.head_count_kv * h.key_length);
+        let values = h.head_count_kv * h.value_length;
+        let widest = h.embedding_length.max(h.feed_forward_length).max(h.head_count * h.value_length);
+        let floats = 2 * h.embedding_length + 2 * queries + keys + values + h.head_count * h.value_length + h.feed_forward_length;
+        let angles = 3 * (h.key_length / 2) * 2;
+        n * ((floats + angles) * 4 + Activations::bytes_per_row(widest)) + vocab * 4
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let floats = [&self.x, &self.h, &self.q, &self.q_memory, &self.k, &self.v, &self.attended, &self.gate, &self.up, &self.logits];

@@ -4,12 +4,16 @@
 //! says exactly how many tokens it holds ([`Session::len`]); `tokens()[..len()]` is what the model has seen since the last
 //! reset, in order.
 
+mod embed;
 mod feed;
+mod footprint;
 mod generate;
 mod remember;
 mod stats;
 
+pub use embed::Pooling;
 pub use feed::ReferenceCall;
+pub use footprint::Estimate;
 pub use generate::{Finish, GenerateOptions, Piece};
 pub use remember::{Passage, SharedMemory};
 pub use stats::SessionStats;
@@ -18,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::kv::{KvType, LayerShape, Window};
 use crate::model::recall::Recall;
 use crate::model::scratch::Scratch;
-use crate::model::{Model, RopeOverride, RotarySet};
+use crate::model::{Hparams, Model, RopeOverride, RotarySet};
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::threads::{Team, default_threads};
 use generate::Generation;
@@ -151,18 +155,8 @@ impl Session {
         options.kv_type.check(h.key_length)?;
         options.kv_type.check(h.value_length)?;
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
-        let context = match (options.context_length, &h.fot) {
-            (0, Some(fot)) => fot.window_length,
-            (0, None) => h.context_length.min(CONTEXT_DEFAULT_MAX),
-            (n, _) => n,
-        };
-        let shapes = (0..h.block_count).map(|l| LayerShape {
-            heads_kv: h.head_count_kv,
-            key_length: h.key_length,
-            value_length: h.value_length,
-            sliding_window: h.sliding_window[l],
-        });
-        let window = Window::new(shapes.collect(), options.kv_type, context);
+        let context = context_length(&options, h);
+        let window = Window::new(layer_shapes(h), options.kv_type, context);
         let rotary = RotarySet::new(h, &model.weights().rope_factors, options.rope.as_ref().unwrap_or(&RopeOverride::default()), context)?;
         let recall = Recall::new(h.memory_layers.len(), context, retrieved_blocks(&options, context));
         Ok(Session {
@@ -287,6 +281,25 @@ impl Session {
     pub fn cancel_handle(&self) -> CancelHandle {
         self.cancel.clone()
     }
+}
+
+/// Tokens of local context.
+fn context_length(options: &SessionOptions, h: &Hparams) -> usize {
+    match (options.context_length, &h.fot) {
+        (0, Some(fot)) => fot.window_length,
+        (0, None) => h.context_length.min(CONTEXT_DEFAULT_MAX),
+        (n, _) => n,
+    }
+}
+
+fn layer_shapes(h: &Hparams) -> Vec<LayerShape> {
+    let shape = |l: usize| LayerShape {
+        heads_kv: h.head_count_kv,
+        key_length: h.key_length,
+        value_length: h.value_length,
+        sliding_window: h.sliding_window[l],
+    };
+    (0..h.block_count).map(shape).collect()
 }
 
 fn retrieved_blocks(options: &SessionOptions, context: usize) -> usize {

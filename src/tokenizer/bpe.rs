@@ -97,6 +97,11 @@ struct Scratch {
 }
 
 impl Bpe {
+    /// Bytes that it takes.
+    pub fn heap_bytes(&self) -> usize {
+        12 * self.merges.capacity() + self.ranks.heap_bytes()
+    }
+
     /// Reads the merges; `byte_level` says how the vocabulary is spelled.
     pub fn from_gguf(gguf: &Gguf, vocabulary: &Vocabulary, pre: PreTokenizer, byte_level: bool) -> Result<Bpe> {
         let array = gguf.required(MERGES, string_array(gguf, MERGES)?)?;

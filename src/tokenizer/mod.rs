@@ -61,6 +61,15 @@ enum Encoder {
 }
 
 impl Tokenizer {
+    /// Bytes that the vocabulary and the encoder's tables take, about.
+    pub fn heap_bytes(&self) -> usize {
+        let encoder = match &self.encoder {
+            Encoder::Bpe(bpe) => bpe.heap_bytes(),
+            Encoder::Spm(_) => 0,
+        };
+        self.vocabulary.heap_bytes() + encoder
+    }
+
     /// Reads the tokenizer of a model. Errors name the metadata key that is missing, of the wrong kind, or names a tokenizer
     /// that is not known.
     pub fn from_gguf(gguf: &Gguf, options: &TokenizerOptions) -> Result<Tokenizer> {

@@ -15,6 +15,11 @@ pub(super) struct IndexTable {
 const EMPTY: u64 = u64::MAX;
 
 impl IndexTable {
+    /// Bytes that it takes.
+    pub fn heap_bytes(&self) -> usize {
+        8 * self.slots.capacity()
+    }
+
     /// Room for `len` keys.
     pub fn with_capacity(len: usize) -> IndexTable {
         IndexTable { slots: vec![EMPTY; (len + len / 2 + 1).next_power_of_two()] }

@@ -57,6 +57,11 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// Bytes that it takes.
+    pub fn heap_bytes(&self) -> usize {
+        self.texts.capacity() + 4 * (self.ends.capacity() + self.scores.capacity()) + self.attrs.capacity() + self.ids.heap_bytes()
+    }
+
     /// Reads `tokenizer.ggml.{tokens,token_type,scores}`.
     pub fn from_gguf(gguf: &Gguf) -> Result<Vocabulary> {
         let tokens = string_array(gguf, keys::TOKENIZER_TOKENS)?;

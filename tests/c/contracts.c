@@ -16,6 +16,7 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     size_t len = 77;
     uint64_t length = 77;
     float value;
+    loci_estimate estimate;
     const float *logits;
     const char *one[1] = {"user"};
     const char *none[1] = {NULL};
@@ -25,6 +26,7 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     loci_session *session_out = NULL;
     loci_memory *memory_out = NULL;
 
+    estimate.struct_size = sizeof estimate;
     loci_model_free(NULL);
     loci_session_free(NULL);
     loci_memory_free(NULL);
@@ -100,6 +102,15 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     IS(LOCI_INVALID_ARGUMENT, loci_session_finish(session, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_cancel(NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_sampler(NULL, NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_trim(NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_model_trim(NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_model_estimate(NULL, NULL, 0, &estimate));
+    IS(LOCI_INVALID_ARGUMENT, loci_model_estimate(model, NULL, 0, NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_model_estimate(model, NULL, 2, &estimate));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_embed(session, NULL, 3, LOCI_POOLING_MEAN, NULL, NULL, NULL, 0, &len));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_embed(session, &token, 1, 2, NULL, NULL, NULL, 0, &len));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_embed(session, &token, 1, LOCI_POOLING_MEAN, NULL, NULL, NULL, 0, NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_embed(session, &token, 1, LOCI_POOLING_MEAN, NULL, NULL, NULL, 5, &len));
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_threads(NULL, 1));
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_threads(session, 1u << 30));
     IS(LOCI_INVALID_ARGUMENT, loci_session_stats_get(session, NULL));
@@ -257,6 +268,64 @@ static void limits(loci_model *model) {
         OK(loci_session_len(session, &len));
         CHECK(len == TOKENS);
     }
+    loci_session_free(session);
+}
+
+/* RAM foretold and given back, and embeddings: what a session holds stays as it was. */
+static void footprint(loci_model *model) {
+    loci_session *session = NULL;
+    loci_session_options options;
+    loci_estimate small, large;
+    loci_session_stats before, after;
+    float values[256], again[256], total = 0;
+    const float *logits;
+    float *kept;
+    size_t width = (size_t)loci_model_embedding_length(model), length = 0, count = 0, i;
+
+    OK(loci_session_options_init(&options, sizeof options));
+    small.struct_size = large.struct_size = sizeof small;
+    options.context_length = 64;
+    OK(loci_model_estimate(model, &options, 0, &small));
+    options.context_length = 128;
+    OK(loci_model_estimate(model, &options, 1, &large));
+    CHECK(large.context_bytes == 2 * small.context_bytes && large.file_bytes == small.file_bytes && small.file_bytes > 0);
+    CHECK(small.memory_bytes == 0 && (large.memory_bytes > 0) == (loci_model_memory_layer_count(model) == 0));
+    CHECK(large.total_bytes == large.file_bytes + large.model_bytes + large.context_bytes + large.scratch_bytes + large.memory_bytes);
+    options.threads = 1u << 30;
+    IS(LOCI_INVALID_ARGUMENT, loci_model_estimate(model, &options, 0, &small));
+
+    OK(loci_session_new(model, NULL, &session));
+    IS(LOCI_BUFFER_TOO_SMALL, loci_session_embed(session, tokens, 8, LOCI_POOLING_MEAN, NULL, NULL, values, width - 1, &length));
+    CHECK(length == width && width <= 256);
+    OK(loci_session_embed(session, tokens, 8, LOCI_POOLING_MEAN, NULL, NULL, values, width, &length));
+    for (i = 0; i < width; i++) total += values[i] * values[i];
+    CHECK(total > 0.999f && total < 1.001f);
+    OK(loci_session_prefill(session, tokens, 20, NULL, NULL));
+    OK(loci_session_embed(session, tokens, 8, LOCI_POOLING_LAST, NULL, NULL, again, 256, &length));
+    CHECK(memcmp(values, again, width * sizeof *values) != 0);
+    OK(loci_session_embed(session, tokens, 8, LOCI_POOLING_MEAN, NULL, NULL, again, 256, &length));
+    CHECK(memcmp(values, again, width * sizeof *values) == 0);
+    OK(loci_session_len(session, &count));
+    CHECK(count == 0);
+
+    OK(loci_session_prefill(session, tokens, 20, NULL, NULL));
+    OK(loci_session_logits(session, &logits, &count));
+    kept = (float *)malloc(count * sizeof *kept);
+    CHECK(kept != NULL);
+    memcpy(kept, logits, count * sizeof *kept);
+    before.struct_size = after.struct_size = sizeof before;
+    OK(loci_session_stats_get(session, &before));
+    OK(loci_session_trim(session));
+    OK(loci_model_trim(model));
+    OK(loci_session_stats_get(session, &after));
+    CHECK(after.anonymous_bytes < before.anonymous_bytes && after.local_tokens == 20);
+    OK(loci_session_logits(session, &logits, &count));
+    CHECK(memcmp(kept, logits, count * sizeof *kept) == 0);
+    OK(loci_session_truncate(session, 19));
+    OK(loci_session_prefill(session, tokens + 19, 1, NULL, NULL));
+    OK(loci_session_logits(session, &logits, &count));
+    CHECK(memcmp(kept, logits, count * sizeof *kept) == 0);
+    free(kept);
     loci_session_free(session);
 }
 
@@ -597,6 +666,7 @@ int main(int argc, char **argv) {
     handles(argv[1]);
     buffers(model);
     limits(model);
+    footprint(model);
     one_caller(model);
     cancellation(model);
     mismatch(model, other, argv[3]);

@@ -99,6 +99,11 @@ static void generation(const loci::Model &model) {
     session.prompt(prompt);
     CHECK(session.size() == prompt.size() && session.stats().prefill_tokens > 0);
 
+    CHECK(session.embed(prompt).size() == loci_model_embedding_length(model.get()));
+    session.prompt(prompt);
+    session.trim();
+    CHECK(session.size() == prompt.size() && model.estimate().total_bytes > 0);
+
     loci::Session other(model);
     other = std::move(session);
     CHECK(session.get() == nullptr && other.size() == prompt.size());

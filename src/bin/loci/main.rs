@@ -9,6 +9,7 @@ mod bench;
 mod chat;
 mod eval;
 mod failure;
+mod footprint;
 mod inspect;
 mod interrupt;
 mod memory;
@@ -58,6 +59,8 @@ enum Verb {
     Perplexity(eval::Perplexity),
     /// Speed of prefill and decode
     Bench(bench::Bench),
+    /// RAM that a session takes, before it is made
+    Estimate(footprint::Estimate),
     /// Rewrite a GGUF file with its matrices in another type
     Quantize(requantise::Quantize),
     /// Raw blocks of a tensor type to f32
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Verb::Logits(a) => a.exec(),
         Verb::Perplexity(a) => a.exec(),
         Verb::Bench(a) => a.exec(),
+        Verb::Estimate(a) => a.exec(),
         Verb::Quantize(a) => a.exec(),
         Verb::Dequantize(a) => a.exec(),
         Verb::Simd(a) => a.exec(),

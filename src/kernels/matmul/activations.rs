@@ -114,6 +114,11 @@ impl Activations {
         self.load_as(pass, x, cols, weights.iter().any(|w| w.is_float()), weights.iter().any(|w| !w.is_float()));
     }
 
+    /// Bytes of one of many quantised rows of `cols`.
+    pub fn bytes_per_row(cols: usize) -> usize {
+        cols.div_ceil(BLOCK) * size_of::<Panel<4>>() / 4
+    }
+
     /// Activation rows held.
     pub fn rows(&self) -> usize {
         self.rows
