@@ -10,7 +10,7 @@ mod common;
 #[path = "../ffi/src/types.rs"]
 mod types;
 
-use common::native::{libraries, output, root, run};
+use common::native::{self, libraries, output, root, run};
 use common::tiny::{self, TinyOptions};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -161,17 +161,10 @@ struct Models {
 /// Where the model starts in `padded`: as unaligned as a file can be.
 const OFFSET: usize = 4099;
 
-/// Names every role and the end, so that a test can say what it should render.
-const TEMPLATE: &str =
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
-
 impl Models {
     fn new() -> Models {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let template = |w: &mut loci::gguf::Writer| {
-            w.str("tokenizer.chat_template", TEMPLATE);
-        };
-        let options = || TinyOptions { add: Some(template), ..TinyOptions::default() };
+        let options = native::chat_options;
         let plain = tiny::llama(options());
         let mut padded = vec![0x5a; OFFSET];
         padded.extend_from_slice(&plain);

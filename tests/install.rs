@@ -5,8 +5,7 @@
 
 mod common;
 
-use common::native::{libraries, output, root, run};
-use common::tiny::{self, TinyOptions};
+use common::native::{self, libraries, output, root, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -28,13 +27,7 @@ impl Tree {
             std::fs::create_dir_all(&dir).unwrap();
             run(Command::new(root().join("tools/package/install.sh")).arg(libraries()).arg(VERSION).arg(dir.join("first")));
             std::fs::rename(dir.join("first"), dir.join("moved")).unwrap();
-            let template = |w: &mut loci::gguf::Writer| {
-                w.str(
-                    "tokenizer.chat_template",
-                    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
-                );
-            };
-            std::fs::write(dir.join("model.gguf"), tiny::llama(TinyOptions { add: Some(template), ..TinyOptions::default() })).unwrap();
+            std::fs::write(dir.join("model.gguf"), native::chat_model()).unwrap();
             dir
         });
         Tree { dir, work: tempfile::tempdir().unwrap() }

@@ -1,5 +1,6 @@
 //! For tests that go through a C compiler: commands that must succeed, and the C libraries of the profile under test.
 
+use super::tiny::{self, TinyOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -43,4 +44,21 @@ pub fn libraries() -> &'static Path {
         run(cargo.arg(dir.parent().expect("target")));
         dir
     })
+}
+
+/// Names every role and the end, so that a test can say what it should render.
+const TEMPLATE: &str =
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+
+/// Options of a tiny model with a chat template: `[user]hello[assistant]`.
+pub fn chat_options() -> TinyOptions {
+    let template = |w: &mut loci::gguf::Writer| {
+        w.str("tokenizer.chat_template", TEMPLATE);
+    };
+    TinyOptions { add: Some(template), ..TinyOptions::default() }
+}
+
+/// A model made with [`chat_options`], as a file.
+pub fn chat_model() -> Vec<u8> {
+    tiny::llama(chat_options())
 }
