@@ -105,6 +105,11 @@ deb: ## Debian packages of the libraries, into build/
 	cargo build --profile $(PROFILE) -p loci-ffi
 	@tools/package/deb.sh $(CARGO_TARGET_DIR)/$(PROFILE) $(VERSION) build
 
+deb-arm64: ## The same packages for 64-bit ARM, cross-compiled
+	@tools/setup.sh cargo cc
+	@. "$$(tools/aarch64/setup.sh | tail -n 1)" && cargo build --profile $(PROFILE) -p loci-ffi --target aarch64-unknown-linux-gnu && \
+		CROSS=aarch64-linux-gnu- tools/package/deb.sh "$$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/$(PROFILE)" $(VERSION) build arm64
+
 abi: ## Compare the ABI of include/loci.h with the one that was promised, and see that planted breaks are found
 	@tools/setup.sh cc abidiff python3
 	@tools/abi.sh
@@ -113,4 +118,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb abi clean
+.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 abi clean

@@ -268,6 +268,19 @@ fn the_example_answers() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("missing.gguf"), "{out:?}");
 }
 
+/// And the one for programs with a loop of their own: to its end, and stopped by the user after five turns.
+#[test]
+fn the_pulling_example_answers_and_stops() {
+    let models = Models::new();
+    let exe = compile("examples/c/pull.c", WAYS[0], models.dir.path());
+    let whole = run(Command::new(&exe).arg(models.path("plain.gguf")).arg("Where is the key?"));
+    let out = output(Command::new(&exe).arg(models.path("plain.gguf")).args(["Where is the key?", "5"]));
+    assert!(out.status.success(), "{out:?}");
+    let (said, note) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
+    assert!(whole.starts_with(&said) && said.len() < whole.len(), "{said:?} of {whole:?}");
+    assert!(note.contains("LOCI_FINISH_CANCELLED after 6 turns"), "{note}");
+}
+
 /// So does the one on the header's first screen.
 #[test]
 fn the_example_of_the_header_answers() {
