@@ -33,7 +33,7 @@ model: ## Fetch the models of the tests (about 350 MB) into models/; done once
 	@tools/get_model.sh all
 
 test: ## Set up this machine, fetch the models, run every test; ends with the totals
-	@tools/setup.sh cargo cc c++ pip unzip valgrind numpy cmake pkg-config
+	@tools/setup.sh cargo cc c++ pip unzip valgrind numpy cmake pkg-config javac
 	@tools/get_model.sh all
 	@tools/test.sh
 

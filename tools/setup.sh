@@ -14,6 +14,7 @@ package_of() {
         pip) echo python3-pip ;;
         numpy) echo python3-numpy ;;
         abidiff) echo abigail-tools ;;
+        javac) echo default-jdk-headless ;;
         *) echo "$1" ;;
     esac
 }

@@ -1,0 +1,103 @@
+package dev.loci
+
+import java.util.concurrent.Executors
+import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.currentCoroutineContext
+import kotlinx.coroutines.ensureActive
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.flow
+import kotlinx.coroutines.flow.flowOn
+import kotlinx.coroutines.suspendCancellableCoroutine
+import kotlinx.coroutines.withContext
+
+/** A GGUF model; its weights are mapped, not read. Close it when no new session is to be made of it: sessions keep what they need. */
+class Model private constructor(internal val handle: Long) : AutoCloseable {
+    constructor(path: String) : this(Native.modelOpen(path.toByteArray()))
+
+    /** An asset that is not compressed, or any open file: the descriptor may be closed at once. */
+    constructor(fd: Int, offset: Long = 0, length: Long = 0) : this(Native.modelOpenFd(fd, offset, length))
+
+    fun tokenize(text: String, flags: Int = 0): IntArray = Native.tokenize(handle, text.toByteArray(), flags)
+
+    /** A conversation as the model's chat template writes it. */
+    fun chat(vararg messages: Pair<String, String>): String =
+        String(
+            Native.chat(
+                handle,
+                messages.map { it.first.toByteArray() }.toTypedArray(),
+                messages.map { it.second.toByteArray() }.toTypedArray(),
+                true,
+            )
+        )
+
+    /** Bytes of RAM that a session takes with its context full. */
+    fun estimate(contextLength: Int = 0, threads: Int = 0): Long = Native.modelEstimate(handle, contextLength, threads)
+
+    /** For onTrimMemory: the pages of the weights leave the process until they are read again. */
+    fun trim() = Native.modelTrim(handle)
+
+    override fun close() = Native.modelFree(handle)
+}
+
+/** A memory on disk. */
+class Memory private constructor(internal val handle: Long) : AutoCloseable {
+    val length: Long get() = Native.memoryLength(handle)
+
+    /** When it returns, no crash can take what was remembered. */
+    fun commit() = Native.memoryCommit(handle)
+
+    override fun close() = Native.memoryFree(handle)
+
+    companion object {
+        fun create(model: Model, path: String) = Memory(Native.memoryOpen(model.handle, path.toByteArray(), true, false))
+        fun open(model: Model, path: String) = Memory(Native.memoryOpen(model.handle, path.toByteArray(), false, false))
+        fun openReadOnly(model: Model, path: String) = Memory(Native.memoryOpen(model.handle, path.toByteArray(), false, true))
+    }
+}
+
+/** One conversation. Its work runs on a thread of its own; cancelling the coroutine or the collection cancels the work. */
+class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoCloseable {
+    private val handle = Native.sessionNew(model.handle, contextLength, threads)
+    private val worker = Executors.newSingleThreadExecutor { Thread(it, "loci") }.asCoroutineDispatcher()
+
+    /** The whole conversation so far; what is held already is not computed again. */
+    suspend fun prompt(text: String, progress: Progress? = null) =
+        cancelling { Native.sessionPrompt(handle, text.toByteArray(), Native.PARSE_SPECIAL, progress) }
+
+    /** The answer, in pieces of whole characters. */
+    fun generate(maxTokens: Int = 256): Flow<String> =
+        flow {
+            Native.sessionStart(handle, maxTokens)
+            val finish = IntArray(1)
+            while (finish[0] == Native.FINISH_NONE) {
+                currentCoroutineContext().ensureActive()
+                val text = String(Native.sessionNext(handle, finish))
+                if (text.isNotEmpty()) emit(text)
+            }
+        }.flowOn(worker)
+
+    suspend fun remember(memory: Memory, text: String, source: String? = null, progress: Progress? = null) =
+        cancelling { Native.sessionRemember(handle, memory.handle, text.toByteArray(), source?.toByteArray(), progress) }
+
+    fun attach(memory: Memory) = Native.sessionAttach(handle, memory.handle)
+
+    /** From any thread. */
+    fun cancel() = Native.sessionCancel(handle)
+
+    /** For onTrimMemory, between two calls. */
+    fun trim() = Native.sessionTrim(handle)
+
+    override fun close() {
+        Native.sessionFree(handle)
+        worker.close()
+    }
+
+    /** Runs a blocking call on the worker, and cancels it there when the coroutine is cancelled. */
+    private suspend fun cancelling(work: () -> Unit) =
+        withContext(worker) {
+            suspendCancellableCoroutine<Unit> { continuation ->
+                continuation.invokeOnCancellation { Native.sessionCancel(handle) }
+                continuation.resumeWith(runCatching(work))
+            }
+        }
+}
