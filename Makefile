@@ -110,6 +110,13 @@ deb-arm64: ## The same packages for 64-bit ARM, cross-compiled
 	@. "$$(tools/aarch64/setup.sh | tail -n 1)" && cargo build --profile $(PROFILE) -p loci-ffi --target aarch64-unknown-linux-gnu && \
 		CROSS=aarch64-linux-gnu- tools/package/deb.sh "$$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/$(PROFILE)" $(VERSION) build arm64
 
+size: ## Bytes of the stripped shared library, with and without chat templates
+	@tools/setup.sh cargo cc
+	@for features in "" --no-default-features; do \
+		cargo build --quiet --profile dist -p loci-ffi $$features --target-dir $(CARGO_TARGET_DIR)/size && \
+		printf '%9d bytes  libloci.so %s\n' "$$(stat -c %s $(CARGO_TARGET_DIR)/size/dist/libloci.so)" "$${features:-with chat templates}"; \
+	done
+
 abi: ## Compare the ABI of include/loci.h with the one that was promised, and see that planted breaks are found
 	@tools/setup.sh cc abidiff python3
 	@tools/abi.sh
@@ -118,4 +125,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 abi clean
+.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
