@@ -513,6 +513,21 @@ LOCI_API loci_status loci_session_stats_get(loci_session *session, loci_session_
 
 typedef struct loci_memory loci_memory;
 
+/* What a memory keeps keys and values as. Given when it is made; every reader reads all of them. */
+typedef int32_t loci_memory_codec;
+#define LOCI_MEMORY_DEFAULT 0 /* what a Focused Transformer's file says, else LOCI_MEMORY_F16 */
+#define LOCI_MEMORY_F32 1
+#define LOCI_MEMORY_F16 2
+#define LOCI_MEMORY_BF16 3
+#define LOCI_MEMORY_K8V4 4 /* keys in 8.5 bits an element, values in 4.5; head sizes that are multiples of 32, as for the next */
+#define LOCI_MEMORY_K4V4 5 /* both in 4.5 bits an element, rotated */
+
+typedef struct loci_memory_options {
+    size_t struct_size;
+    loci_memory_codec codec;
+    uint32_t reserved;
+} loci_memory_options;
+
 typedef struct loci_memory_stats {
     size_t struct_size;
     uint64_t tokens;           /* held, those not yet committed included */
@@ -532,6 +547,11 @@ typedef struct loci_passage {
 
 /* A new memory for this model; LOCI_IO if the file exists. */
 LOCI_API loci_status loci_memory_create(const loci_model *model, const char *path, loci_memory **out);
+
+/* The same with options (NULL: the defaults); with a path of NULL, without a file. */
+LOCI_API loci_status loci_memory_options_init(loci_memory_options *options, size_t struct_size);
+LOCI_API loci_status loci_memory_create_as(const loci_model *model, const char *path, const loci_memory_options *options,
+                                           loci_memory **out);
 
 /* A memory to read and add to: LOCI_BUSY if another process writes it. model may be NULL, then it is checked when attached. */
 LOCI_API loci_status loci_memory_open(const loci_model *model, const char *path, loci_memory **out);

@@ -118,7 +118,7 @@ impl<'a> Data<'a> {
     /// With the first part in tiles, as the window has it; what lies behind its last token is not a number.
     fn tiled(mut self, kv: KvType) -> Data<'a> {
         let c = self.case;
-        let layout = TileLayout { kv, key_length: c.key_length, value_length: c.value_length };
+        let layout = TileLayout { keys: kv, values: kv, key_length: c.key_length, value_length: c.value_length };
         let mut tiles = vec![0xff; c.parts[0].len.div_ceil(TILE_TOKENS) * c.heads_kv * layout.bytes()];
         for (i, tile) in tiles.chunks_exact_mut(layout.bytes()).enumerate() {
             for slot in 0..TILE_TOKENS {
@@ -137,7 +137,7 @@ impl<'a> Data<'a> {
     fn dequantised(&self, token: usize, head: usize, values: bool) -> Vec<f64> {
         let (layout, tiles) = self.tiles.as_ref().unwrap();
         let tile = &tiles[(token / 16 * self.case.heads_kv + head) * layout.bytes()..][..layout.bytes()];
-        let (q4, slot) = (layout.kv == KvType::Q4, token % 16);
+        let (q4, slot) = (layout.keys == KvType::Q4, token % 16);
         let block_bytes = if q4 { 16 } else { 32 };
         let length = if values { layout.value_length } else { layout.key_length };
         let value_codes = layout.key_bytes() + length / 32 * 32;
@@ -191,10 +191,10 @@ impl<'a> Data<'a> {
                     key_stride,
                     value_stride,
                 };
-                let entries = self.tiles.as_ref().filter(|_| i == 0).map_or(rows, |(layout, tiles)| Entries::Tiles {
-                    layout: *layout,
-                    bytes: &tiles[head * layout.bytes()..],
-                    stride: c.heads_kv * layout.bytes(),
+                let entries = self.tiles.as_ref().filter(|_| i == 0).map_or(rows, |(layout, tiles)| {
+                    let (keys, stride) = (&tiles[head * layout.bytes()..], c.heads_kv * layout.bytes());
+                    let values = &keys[layout.key_bytes()..];
+                    Entries::Tiles { layout: *layout, keys, values, key_stride: stride, value_stride: stride }
                 });
                 KvSegment {
                     entries,
@@ -229,7 +229,7 @@ impl<'a> Data<'a> {
 
     /// Key (or value) `token` of a head of a part, decoded.
     fn entry(&self, part: usize, token: usize, head: usize, values: bool) -> Vec<f64> {
-        if part == 0 && self.tiles.as_ref().is_some_and(|(layout, _)| layout.kv.codec().is_none()) {
+        if part == 0 && self.tiles.as_ref().is_some_and(|(layout, _)| layout.keys.codec().is_none()) {
             return self.dequantised(token, head, values);
         }
         let (c, p) = (self.case, &self.case.parts[part]);
@@ -366,13 +366,112 @@ fn quantised_tiles_give_the_same_bits_for_any_threads_and_batches() {
     }
 }
 
+/// Memories in every pair of types beside windows of every type, each read with its own query, its values turned back or not: as the
+/// definition says with what the tiles hold, and the same bits for any threads and batches.
+#[test]
+fn quantised_memories_stand_beside_any_window() {
+    use KvType::{Q4, Q8_0};
+    let (tokens, heads_kv, group, length) = (5, 2, 3, 64);
+    let heads = heads_kv * group;
+    let [local, remembering] = [1, 2].map(|seed| floats(tokens * heads * length, seed).iter().map(|q| q * 3.0).collect::<Vec<_>>());
+    let teams = [1, 3].map(|n| Team::new(n).unwrap());
+    // Lengths that do and do not fill tiles and parts; neighbours of one and of another kind.
+    let memories = [(33, Q8_0, Q4), (32, Q8_0, Q4), (270, Q4, Q4), (5, Q4, Q4), (16, KvType::F16, KvType::F16), (40, Q8_0, Q8_0)];
+    for window in KvType::ALL {
+        for top_k in [0, 20, 4096] {
+            let segments: Vec<(usize, KvType, KvType, QueryKind)> = [(50, window, window, QueryKind::Local)]
+                .into_iter()
+                .chain(memories.map(|(len, keys, values)| (len, keys, values, QueryKind::Memory)))
+                .collect();
+            // Per segment and head: tiles of keys, tiles of values.
+            let mut stored = Vec::new();
+            for (i, &(len, keys, values, _)) in segments.iter().enumerate() {
+                let layout = TileLayout { keys, values, key_length: length, value_length: length };
+                for head in 0..heads_kv {
+                    let rows = floats(2 * len * length, (10 * i + head) as u64);
+                    let tiles = len.div_ceil(TILE_TOKENS);
+                    let (mut k, mut v) = (vec![0xff; tiles * layout.key_bytes()], vec![0xff; tiles * layout.value_bytes()]);
+                    for (token, row) in rows.chunks_exact(2 * length).enumerate() {
+                        let (tile, slot) = (token / TILE_TOKENS, token % TILE_TOKENS);
+                        layout.put_key(&mut k[tile * layout.key_bytes()..][..layout.key_bytes()], slot, &row[..length]);
+                        layout.put_value(&mut v[tile * layout.value_bytes()..][..layout.value_bytes()], slot, &row[length..]);
+                    }
+                    stored.push((layout, k, v));
+                }
+            }
+            let mut of_heads = Vec::new();
+            for head in 0..heads_kv {
+                for (i, &(len, _, _, query)) in segments.iter().enumerate() {
+                    let (layout, keys, values) = &stored[i * heads_kv + head];
+                    let (key_stride, value_stride) = (layout.key_bytes(), layout.value_bytes());
+                    let entries = Entries::Tiles { layout: *layout, keys, values, key_stride, value_stride };
+                    let visibility = if i == 0 { Visibility::Causal { first: len - tokens, window: 0 } } else { Visibility::All };
+                    of_heads.push(KvSegment { entries, len, query, visibility });
+                }
+            }
+            let mut want = vec![0.0f64; tokens * heads * length];
+            for (row, want) in want.chunks_exact_mut(length).enumerate() {
+                let (token, head) = (row / heads, row % heads / group);
+                let mut seen = Vec::new();
+                for (i, &(len, _, _, query)) in segments.iter().enumerate() {
+                    let (layout, keys, values) = &stored[i * heads_kv + head];
+                    let visible = if i == 0 { len - tokens + token + 1 } else { len };
+                    let q = if query == QueryKind::Local { &local } else { &remembering };
+                    for at in 0..visible {
+                        let (tile, slot) = (at / TILE_TOKENS, at % TILE_TOKENS);
+                        let (mut k, mut v) = (vec![0.0; length], vec![0.0; length]);
+                        layout.get_key(&keys[tile * layout.key_bytes()..][..layout.key_bytes()], slot, &mut k);
+                        layout.get_value(&values[tile * layout.value_bytes()..][..layout.value_bytes()], slot, &mut v);
+                        let score: f64 = q[row * length..][..length].iter().zip(&k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                        seen.push((query, score / (length as f64).sqrt(), v));
+                    }
+                }
+                let mut remembered: Vec<f64> = seen.iter().filter(|s| s.0 == QueryKind::Memory).map(|s| s.1).collect();
+                remembered.sort_by(|a, b| b.total_cmp(a));
+                if top_k > 0 && remembered.len() > top_k {
+                    seen.retain(|s| s.0 == QueryKind::Local || s.1 >= remembered[top_k - 1]);
+                }
+                let max = seen.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = seen.iter().map(|s| (s.1 - max).exp()).sum();
+                for (_, score, v) in &seen {
+                    want.iter_mut().zip(v).for_each(|(w, v)| *w += (score - max).exp() / sum * f64::from(*v));
+                }
+            }
+            let shape = Shape {
+                tokens,
+                heads,
+                heads_kv,
+                key_length: length,
+                value_length: length,
+                scale: 1.0 / (length as f32).sqrt(),
+                memory_top_k: top_k,
+            };
+            let mut first: Option<Vec<u32>> = None;
+            for level in Level::available() {
+                for team in &teams {
+                    let queries = Queries { local: &local, memory: &remembering };
+                    let mut out = vec![f32::NAN; want.len()];
+                    team.pass(|pass| attention_at(level, pass, &shape, queries, &of_heads, &mut out));
+                    for (j, (got, want)) in out.iter().zip(&want).enumerate() {
+                        let error = (f64::from(*got) - want).abs();
+                        assert!(error < 6e-5, "window {window:?}, k {top_k}, {level:?}, output {j}: {got}, expected {want}");
+                    }
+                    if level != Level::Portable {
+                        assert!(*first.get_or_insert_with(|| bits(&out)) == bits(&out), "{window:?}, {level:?}, {}", team.threads());
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_quantised_comes_back_nearly_as_it_was() {
     // Outliers in one element, as keys have them.
     let mut x = floats(20 * 96, 3);
     x.iter_mut().step_by(96).for_each(|x| *x *= 8.0);
     for (kv, most) in [(KvType::F32, 0.0), (KvType::F16, 3e-4), (KvType::Bf16, 2.5e-3), (KvType::Q8_0, 1e-2), (KvType::Q4, 0.1)] {
-        let layout = TileLayout { kv, key_length: 96, value_length: 64 };
+        let layout = TileLayout { keys: kv, values: kv, key_length: 96, value_length: 64 };
         let mut tiles = vec![0xff; 2 * layout.bytes()];
         for (i, row) in x.chunks_exact(96).enumerate() {
             layout.put(&mut tiles[i / 16 * layout.bytes()..][..layout.bytes()], i % 16, row, &row[32..]);

@@ -45,7 +45,8 @@ fn check(m: &Memory, codec: Codec) {
     let tokens = COMMITS.iter().sum();
     assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec), &fingerprint()));
     assert_eq!(m.tokens(0..tokens).unwrap(), (0..tokens).map(token_id).collect::<Vec<_>>());
-    let span = |label: &str, tokens: std::ops::Range<u64>| SourceSpan { label: label.into(), text: tokens.start * 4..tokens.end * 4, tokens };
+    let span =
+        |label: &str, tokens: std::ops::Range<u64>| SourceSpan { label: label.into(), text: tokens.start * 4..tokens.end * 4, tokens };
     assert_eq!(m.sources().unwrap(), [span("größe.txt", 0..25), span("größe.txt", 25..26), span("other", 26..33)]);
     let lens: Vec<_> = (0..m.blocks()).map(|b| (m.block(b).unwrap().first_token, m.block(b).unwrap().len)).collect();
     assert_eq!(lens, [(0, 20), (20, 5), (25, 1), (26, 7)]);

@@ -4,12 +4,13 @@
 use crate::args::{self, Out, StructOut};
 use crate::guard::{guard, in_callback};
 use crate::model::ModelObject;
+use crate::options::memory_codec;
 use crate::registry::{self, Entry, Object};
 use crate::session::{progress, with};
 use crate::status::{Fail, Outcome, c_string};
 use crate::text;
 use crate::types::*;
-use engine::memory::Memory;
+use engine::memory::{Geometry, Memory};
 use engine::session::SharedMemory;
 use std::ffi::{c_char, c_void};
 use std::mem::size_of;
@@ -81,6 +82,32 @@ pub unsafe extern "C" fn loci_memory_create(model: *const loci_model, path: *con
             let m = registry::get::<ModelObject>(model)?;
             let path = args::path("path", path)?;
             Ok(Memory::create(path, m.model.memory_geometry(), m.model.fingerprint().clone())?)
+        })
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_memory_create_as(
+    model: *const loci_model,
+    path: *const c_char,
+    options: *const loci_memory_options,
+    out: *mut *mut loci_memory,
+) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        open(out, || {
+            let m = registry::get::<ModelObject>(model)?;
+            let geometry = m.model.memory_geometry();
+            let codec = memory_codec(options)?.unwrap_or(geometry.codec);
+            let (geometry, fingerprint) = (Geometry { codec, ..geometry }, m.model.fingerprint().clone());
+            if path.is_null() {
+                return Ok(Memory::in_ram(geometry, fingerprint)?);
+            }
+            Ok(Memory::create(args::path("path", path)?, geometry, fingerprint)?)
         })
     })
 }

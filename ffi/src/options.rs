@@ -6,6 +6,7 @@ use crate::guard::guard;
 use crate::status::{Fail, Outcome};
 use crate::types::*;
 use engine::kv::KvType;
+use engine::memory::Codec;
 use engine::model::{ModelOptions, RopeOverride, RopeScalingKind};
 use engine::sampler::SamplerOptions;
 use engine::session::{GenerateOptions, Overflow, SessionOptions};
@@ -18,6 +19,11 @@ const FILE: f32 = -1.0;
 #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
 fn default_model_options() -> loci_model_options {
     loci_model_options { struct_size: size_of::<loci_model_options>(), pre_tokenizer: null() }
+}
+
+#[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
+fn default_memory_options() -> loci_memory_options {
+    loci_memory_options { struct_size: size_of::<loci_memory_options>(), codec: LOCI_MEMORY_DEFAULT, reserved: 0 }
 }
 
 #[cfg_attr(feature = "prove-no-panic", no_panic::no_panic)]
@@ -94,6 +100,25 @@ fn c_count(n: usize) -> u32 {
 
 fn reserved(value: u32) -> Outcome {
     if value == 0 { Ok(()) } else { Err(Fail::argument("reserved", "0", value)) }
+}
+
+/// The codec asked for, if one is.
+///
+/// # Safety
+/// As [`args::options`].
+pub unsafe fn memory_codec(pointer: *const loci_memory_options) -> Outcome<Option<Codec>> {
+    // SAFETY: the caller's promise.
+    let o = unsafe { args::options(pointer, default_memory_options())? };
+    reserved(o.reserved)?;
+    Ok(match o.codec {
+        LOCI_MEMORY_DEFAULT => None,
+        LOCI_MEMORY_F32 => Some(Codec::F32),
+        LOCI_MEMORY_F16 => Some(Codec::F16),
+        LOCI_MEMORY_BF16 => Some(Codec::Bf16),
+        LOCI_MEMORY_K8V4 => Some(Codec::K8V4),
+        LOCI_MEMORY_K4V4 => Some(Codec::K4V4),
+        v => return Err(Fail::argument("codec", "a loci_memory_codec", v)),
+    })
 }
 
 /// # Safety
@@ -221,6 +246,16 @@ pub unsafe fn generate_options(pointer: *const loci_generate_options) -> Outcome
 pub unsafe extern "C" fn loci_model_options_init(options: *mut loci_model_options, struct_size: usize) -> i32 {
     // SAFETY: as the header demands of the caller.
     guard(|| unsafe { args::init(options, struct_size, default_model_options()) })
+}
+
+/// See the header.
+///
+/// # Safety
+/// `options` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_memory_options_init(options: *mut loci_memory_options, struct_size: usize) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe { args::init(options, struct_size, default_memory_options()) })
 }
 
 /// See the header.

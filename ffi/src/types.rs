@@ -147,6 +147,10 @@ structs! {
         memory_bytes: u64,
         total_bytes: u64,
     }
+    loci_memory_options {
+        codec: i32,
+        reserved: u32,
+    }
     loci_memory_stats {
         tokens: u64,
         committed_tokens: u64,
@@ -267,6 +271,12 @@ constants! { VALUES:
     LOCI_KV_Q4 = 4,
     LOCI_POOLING_MEAN = 0,
     LOCI_POOLING_LAST = 1,
+    LOCI_MEMORY_DEFAULT = 0,
+    LOCI_MEMORY_F32 = 1,
+    LOCI_MEMORY_F16 = 2,
+    LOCI_MEMORY_BF16 = 3,
+    LOCI_MEMORY_K8V4 = 4,
+    LOCI_MEMORY_K4V4 = 5,
     LOCI_OVERFLOW_DEFAULT = 0,
     LOCI_OVERFLOW_SLIDE = 1,
     LOCI_OVERFLOW_DUMP_ALL = 2,

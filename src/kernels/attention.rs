@@ -64,21 +64,25 @@ pub enum Entries<'a> {
         /// Elements from one token's value to the next one's.
         value_stride: usize,
     },
-    /// In tiles, as in the local window. Quantised tiles of one call are all of one type and meet
-    /// [`QueryKind::Local`].
+    /// In tiles, as in the local window and in quantised memories.
     Tiles {
         /// What a tile looks like.
         layout: TileLayout,
-        /// From the first tile of this head on.
-        bytes: &'a [u8],
-        /// Bytes from one tile of this head to the next.
-        stride: usize,
+        /// From the keys of this head's first tile on.
+        keys: &'a [u8],
+        /// From the values of this head's first tile on.
+        values: &'a [u8],
+        /// Bytes from the keys of one tile of this head to those of the next.
+        key_stride: usize,
+        /// Bytes from the values of one tile of this head to those of the next.
+        value_stride: usize,
     },
 }
 
 impl Entries<'_> {
-    fn is_rotated(&self) -> bool {
-        matches!(self, Entries::Tiles { layout, .. } if layout.kv.is_rotated())
+    /// True if the values, and with them their weighted sums, are rotated.
+    fn has_rotated_values(&self) -> bool {
+        matches!(self, Entries::Tiles { layout, .. } if layout.values.is_rotated())
     }
 }
 
@@ -140,19 +144,21 @@ struct Part {
     keys: usize,
     /// What it holds is seen by every query, and it may hold several segments.
     open: bool,
+    /// Its sums are to be rotated back.
+    rotated: bool,
 }
 
-/// Cuts segments into parts. Those that all queries see may share a part; another may grow with the batch, so it shares none, and
-/// neither does one whose sums are to be rotated back.
+/// Cuts segments into parts. Those that all queries see may share a part, if the sums of all or of none are to be rotated back;
+/// another may grow with the batch, so it shares none.
 fn cut(segments: &[KvSegment<'_>], parts: &mut Vec<Part>) {
     parts.clear();
     for (segment, s) in segments.iter().enumerate() {
-        let open = s.visibility == Visibility::All && !s.entries.is_rotated();
+        let (open, rotated) = (s.visibility == Visibility::All, s.entries.has_rotated_values());
         for skip in (0..s.len).step_by(PART) {
             let keys = PART.min(s.len - skip);
             match parts.last_mut() {
-                Some(last) if open && last.open && last.keys + keys <= PART => last.keys += keys,
-                _ => parts.push(Part { segment, skip, keys, open }),
+                Some(last) if open && last.open && last.rotated == rotated && last.keys + keys <= PART => last.keys += keys,
+                _ => parts.push(Part { segment, skip, keys, open, rotated }),
             }
         }
     }

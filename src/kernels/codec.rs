@@ -2,7 +2,6 @@
 //!
 //! bf16 rounds to nearest, ties to even (spec of the FoT reference, section 11); f16 as IEEE 754 says.
 
-use crate::error::{Error, Result};
 use crate::simd::Simd;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -41,23 +40,6 @@ impl Codec {
             Codec::F16 => x.abs() < 65520.0,
             Codec::Bf16 => x.abs().to_bits() < 0x7f7f_8000,
         }
-    }
-
-    /// The id in files; never reused. 3 (K8V4) and 4 (K4V4) are reserved.
-    pub const fn id(self) -> u32 {
-        match self {
-            Codec::F32 => 0,
-            Codec::F16 => 1,
-            Codec::Bf16 => 2,
-        }
-    }
-
-    /// The codec of an id; [`Error::Unsupported`] for one that this build does not know.
-    pub fn from_id(id: u32) -> Result<Codec> {
-        [Codec::F32, Codec::F16, Codec::Bf16]
-            .into_iter()
-            .find(|c| c.id() == id)
-            .ok_or_else(|| Error::Unsupported(format!("key and value codec {id} (this build knows f32, f16 and bf16)")))
     }
 
     /// The name users type: `f32`, `f16`, `bf16`.

@@ -1,4 +1,5 @@
-//! How the local window lays out keys and values: in tiles of sixteen tokens, so that attention reads them as they lie.
+//! How the local window, and the quantised codecs of a memory, lay out keys and values: in tiles of sixteen tokens, so that attention
+//! reads them as they lie.
 //!
 //! A tile of one KV head is a sequence of *planes*, each with an equal share of every token, tokens in order:
 //!
@@ -125,8 +126,10 @@ impl From<Codec> for KvType {
 /// Sizes of a tile of one KV head.
 #[derive(Clone, Copy, Debug)]
 pub struct TileLayout {
-    /// What keys and values are kept as.
-    pub kv: KvType,
+    /// What keys are kept as.
+    pub keys: KvType,
+    /// What values are kept as.
+    pub values: KvType,
     /// Elements of a key.
     pub key_length: usize,
     /// Elements of a value.
@@ -141,12 +144,12 @@ impl TileLayout {
 
     /// Bytes of the keys of a tile; the values follow.
     pub const fn key_bytes(&self) -> usize {
-        TILE_TOKENS * self.kv.row_bytes(self.key_length)
+        TILE_TOKENS * self.keys.row_bytes(self.key_length)
     }
 
     /// Bytes of the values of a tile.
     pub const fn value_bytes(&self) -> usize {
-        TILE_TOKENS * self.kv.row_bytes(self.value_width())
+        TILE_TOKENS * self.values.row_bytes(self.value_width())
     }
 
     /// Bytes of a tile.
@@ -156,70 +159,94 @@ impl TileLayout {
 
     /// Writes the key and the value of token `slot` of `tile`.
     pub fn put(&self, tile: &mut [u8], slot: usize, key: &[f32], value: &[f32]) {
-        debug_assert!(slot < TILE_TOKENS && key.len() == self.key_length && value.len() == self.value_length);
         let (keys, values) = tile.split_at_mut(self.key_bytes());
-        match self.kv.codec() {
-            Some(codec) => {
-                put_key(codec, keys, slot, key);
-                let each = codec.bytes();
-                let row = &mut values[slot * self.value_width() * each..][..self.value_width() * each];
-                let (row, rest) = row.split_at_mut(self.value_length * each);
-                codec.encode(value, row);
-                rest.fill(0);
-            }
-            None => {
-                let bytes = self.kv.code_bytes();
-                self.each_block(key, |b, scale, codes| {
-                    let planes = &mut keys[b * (SCALES + TILE_TOKENS * bytes)..][..SCALES + TILE_TOKENS * bytes];
-                    planes[2 * slot..][..2].copy_from_slice(&scale.to_le_bytes());
-                    let signed = if self.kv == KvType::Q8_0 { 128 } else { 0 };
-                    for (plane, codes) in planes[SCALES..].as_chunks_mut::<{ 4 * TILE_TOKENS }>().0.iter_mut().zip(codes.as_chunks::<4>().0)
-                    {
-                        plane[4 * slot..][..4].copy_from_slice(&codes.map(|c| c ^ signed));
-                    }
-                });
-                let (scales, rows) = values.split_at_mut(value.len() / BLOCK * SCALES);
-                let row = &mut rows[slot * value.len() / BLOCK * bytes..][..value.len() / BLOCK * bytes];
-                self.each_block(value, |b, scale, codes| {
-                    scales[b * SCALES + 2 * slot..][..2].copy_from_slice(&scale.to_le_bytes());
-                    row[b * bytes..][..bytes].copy_from_slice(&codes[..bytes]);
-                });
-            }
-        }
+        self.put_key(keys, slot, key);
+        self.put_value(values, slot, value);
+    }
+
+    /// Writes the key of token `slot` into a tile's keys.
+    pub fn put_key(&self, keys: &mut [u8], slot: usize, key: &[f32]) {
+        debug_assert!(slot < TILE_TOKENS && key.len() == self.key_length);
+        let Some(codec) = self.keys.codec() else {
+            let bytes = self.keys.code_bytes();
+            let signed = if self.keys == KvType::Q8_0 { 128 } else { 0 };
+            each_block(self.keys, key, |b, scale, codes| {
+                let planes = &mut keys[b * (SCALES + TILE_TOKENS * bytes)..][..SCALES + TILE_TOKENS * bytes];
+                planes[2 * slot..][..2].copy_from_slice(&scale.to_le_bytes());
+                for (plane, codes) in planes[SCALES..].as_chunks_mut::<{ 4 * TILE_TOKENS }>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
+                    plane[4 * slot..][..4].copy_from_slice(&codes.map(|c| c ^ signed));
+                }
+            });
+            return;
+        };
+        put_key(codec, keys, slot, key);
+    }
+
+    /// Writes the value of token `slot` into a tile's values.
+    pub fn put_value(&self, values: &mut [u8], slot: usize, value: &[f32]) {
+        debug_assert!(slot < TILE_TOKENS && value.len() == self.value_length);
+        let Some(codec) = self.values.codec() else {
+            let bytes = self.values.code_bytes();
+            let (scales, rows) = values.split_at_mut(value.len() / BLOCK * SCALES);
+            let row = &mut rows[slot * value.len() / BLOCK * bytes..][..value.len() / BLOCK * bytes];
+            each_block(self.values, value, |b, scale, codes| {
+                scales[b * SCALES + 2 * slot..][..2].copy_from_slice(&scale.to_le_bytes());
+                row[b * bytes..][..bytes].copy_from_slice(&codes[..bytes]);
+            });
+            return;
+        };
+        let each = codec.bytes();
+        let row = &mut values[slot * self.value_width() * each..][..self.value_width() * each];
+        let (row, rest) = row.split_at_mut(self.value_length * each);
+        codec.encode(value, row);
+        rest.fill(0);
     }
 
     /// Reads the key and the value of token `slot` of `tile`.
     pub fn get(&self, tile: &[u8], slot: usize, key: &mut [f32], value: &mut [f32]) {
         let (keys, values) = tile.split_at(self.key_bytes());
-        match self.kv.codec() {
-            Some(codec) => {
-                get_key(codec, keys, slot, key);
-                let each = codec.bytes();
-                codec.decode(&values[slot * self.value_width() * each..][..self.value_length * each], value);
+        self.get_key(keys, slot, key);
+        self.get_value(values, slot, value);
+    }
+
+    /// Reads the key of token `slot` from a tile's keys, as it was before any rotation.
+    pub fn get_key(&self, keys: &[u8], slot: usize, key: &mut [f32]) {
+        let Some(codec) = self.keys.codec() else {
+            let bytes = self.keys.code_bytes();
+            let signed = if self.keys == KvType::Q8_0 { 128 } else { 0 };
+            for (planes, out) in keys.chunks_exact(SCALES + TILE_TOKENS * bytes).zip(key.as_chunks_mut::<BLOCK>().0) {
+                let mut codes = [0; BLOCK];
+                for (plane, codes) in planes[SCALES..].as_chunks::<{ 4 * TILE_TOKENS }>().0.iter().zip(codes.as_chunks_mut::<4>().0) {
+                    codes.copy_from_slice(&plane[4 * slot..][..4]);
+                    *codes = codes.map(|c| c ^ signed);
+                }
+                decode_block(self.keys, &planes[2 * slot..], &codes, out);
             }
-            None => {
-                let bytes = self.kv.code_bytes();
-                let signed = if self.kv == KvType::Q8_0 { 128 } else { 0 };
-                for (planes, out) in keys.chunks_exact(SCALES + TILE_TOKENS * bytes).zip(key.as_chunks_mut::<BLOCK>().0) {
-                    let mut codes = [0; BLOCK];
-                    for (plane, codes) in planes[SCALES..].as_chunks::<{ 4 * TILE_TOKENS }>().0.iter().zip(codes.as_chunks_mut::<4>().0) {
-                        codes.copy_from_slice(&plane[4 * slot..][..4]);
-                        *codes = codes.map(|c| c ^ signed);
-                    }
-                    self.decode_block(&planes[2 * slot..], &codes, out);
-                }
-                let blocks = value.len() / BLOCK;
-                let (scales, rows) = values.split_at(blocks * SCALES);
-                let row = rows[slot * blocks * bytes..].chunks_exact(bytes);
-                for ((scales, codes), out) in scales.chunks_exact(SCALES).zip(row).zip(value.as_chunks_mut::<BLOCK>().0) {
-                    self.decode_block(&scales[2 * slot..], codes, out);
-                }
-                if self.kv.is_rotated() {
-                    hadamard(key);
-                    hadamard(value);
-                }
+            if self.keys.is_rotated() {
+                hadamard(key);
             }
-        }
+            return;
+        };
+        get_key(codec, keys, slot, key);
+    }
+
+    /// Reads the value of token `slot` from a tile's values, as it was before any rotation.
+    pub fn get_value(&self, values: &[u8], slot: usize, value: &mut [f32]) {
+        let Some(codec) = self.values.codec() else {
+            let bytes = self.values.code_bytes();
+            let blocks = value.len() / BLOCK;
+            let (scales, rows) = values.split_at(blocks * SCALES);
+            let row = rows[slot * blocks * bytes..].chunks_exact(bytes);
+            for ((scales, codes), out) in scales.chunks_exact(SCALES).zip(row).zip(value.as_chunks_mut::<BLOCK>().0) {
+                decode_block(self.values, &scales[2 * slot..], codes, out);
+            }
+            if self.values.is_rotated() {
+                hadamard(value);
+            }
+            return;
+        };
+        let each = codec.bytes();
+        codec.decode(&values[slot * self.value_width() * each..][..self.value_length * each], value);
     }
 
     /// Moves the token at `from`, as (first byte of its tile, slot), to `to`, which lies before it.
@@ -232,50 +259,52 @@ impl TileLayout {
                 plane += TILE_TOKENS * share;
             }
         };
-        match self.kv.codec() {
-            Some(codec) => {
-                copy(self.key_length, codec.bytes());
-                copy(1, codec.row_bytes(self.value_width()));
-            }
+        match self.keys.codec() {
+            Some(codec) => copy(self.key_length, codec.bytes()),
             None => {
                 for _ in 0..self.key_length / BLOCK {
                     copy(1, 2);
-                    copy(self.kv.code_bytes() / 4, 4);
+                    copy(self.keys.code_bytes() / 4, 4);
                 }
+            }
+        }
+        match self.values.codec() {
+            Some(codec) => copy(1, codec.row_bytes(self.value_width())),
+            None => {
                 copy(self.value_length / BLOCK, 2);
-                copy(1, self.value_length / BLOCK * self.kv.code_bytes());
+                copy(1, self.value_length / BLOCK * self.values.code_bytes());
             }
         }
     }
+}
 
-    /// Quantises a key or a value: calls `put` with every block's number, scale and codes (of `Q8_0` plus 128).
-    fn each_block(&self, x: &[f32], mut put: impl FnMut(usize, f16, &[u8; BLOCK])) {
-        let mut rotated = [0.0; QUANTISED_LENGTH_MAX];
-        let x = if self.kv.is_rotated() {
-            let rotated = &mut rotated[..x.len()];
-            rotated.copy_from_slice(x);
-            hadamard(rotated);
-            rotated
-        } else {
-            x
-        };
-        for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let (scale, codes) = if self.kv == KvType::Q8_0 { quantise8(x) } else { quantise4(x) };
-            put(b, scale, &codes);
-        }
+/// Quantises a key or a value: calls `put` with every block's number, scale and codes (of `Q8_0` plus 128).
+fn each_block(kv: KvType, x: &[f32], mut put: impl FnMut(usize, f16, &[u8; BLOCK])) {
+    let mut rotated = [0.0; QUANTISED_LENGTH_MAX];
+    let x = if kv.is_rotated() {
+        let rotated = &mut rotated[..x.len()];
+        rotated.copy_from_slice(x);
+        hadamard(rotated);
+        rotated
+    } else {
+        x
+    };
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let (scale, codes) = if kv == KvType::Q8_0 { quantise8(x) } else { quantise4(x) };
+        put(b, scale, &codes);
     }
+}
 
-    /// From the bytes of a scale on, and the codes of a block as values have them.
-    fn decode_block(&self, scale: &[u8], codes: &[u8], out: &mut [f32; BLOCK]) {
-        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = scale
-                * match self.kv {
-                    KvType::Q8_0 => f32::from(codes[i]) - 128.0,
-                    _ if i < BLOCK / 2 => f32::from(codes[i] & 15) - 8.0,
-                    _ => f32::from(codes[i - BLOCK / 2] >> 4) - 8.0,
-                };
-        }
+/// From the bytes of a scale on, and the codes of a block as values have them.
+fn decode_block(kv: KvType, scale: &[u8], codes: &[u8], out: &mut [f32; BLOCK]) {
+    let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = scale
+            * match kv {
+                KvType::Q8_0 => f32::from(codes[i]) - 128.0,
+                _ if i < BLOCK / 2 => f32::from(codes[i] & 15) - 8.0,
+                _ => f32::from(codes[i - BLOCK / 2] >> 4) - 8.0,
+            };
     }
 }
 

@@ -30,7 +30,7 @@ pub struct LayerShape {
 
 impl LayerShape {
     fn tile(&self, kv: KvType) -> TileLayout {
-        TileLayout { kv, key_length: self.key_length, value_length: self.value_length }
+        TileLayout { keys: kv, values: kv, key_length: self.key_length, value_length: self.value_length }
     }
 
     /// Bytes from one head's tile to its next one: the tiles of all heads.
@@ -204,9 +204,11 @@ impl Window {
     pub fn segment(&self, layer: usize, head: usize) -> KvSegment<'_> {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
         let layout = shape.tile(self.kv);
-        let bytes = l.tiles.get(head * layout.bytes()..).unwrap_or(&[]);
+        let keys = l.tiles.get(head * layout.bytes()..).unwrap_or(&[]);
+        let values = keys.get(layout.key_bytes()..).unwrap_or(&[]);
+        let stride = shape.stride(self.kv);
         KvSegment {
-            entries: Entries::Tiles { layout, bytes, stride: shape.stride(self.kv) },
+            entries: Entries::Tiles { layout, keys, values, key_stride: stride, value_stride: stride },
             len: l.len,
             query: QueryKind::Local,
             visibility: Visibility::Causal { first: self.len, window: shape.sliding_window },

@@ -2,11 +2,12 @@
 //! arithmetic that follows from it. Everything about offsets inside a block is derived here, nowhere stored.
 //!
 //! An *extent* is one block of one layer: the keys of every head, then the values of every head. A *run* is one head's part of
-//! it, `[token][dimension]`, and starts at a multiple of 64 bytes; an extent starts at a multiple of 4 KiB.
+//! it, `[token][dimension]` or tiles of sixteen tokens, and starts at a multiple of 64 bytes; an extent starts at a multiple of 4 KiB.
 
 use super::Codec;
 use crate::bytes::ALIGNMENT;
 use crate::error::{Error, Result};
+use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 
 /// The unit of the format. Not the page of the system, which may be larger.
 pub const PAGE_BYTES: usize = 4096;
@@ -65,6 +66,12 @@ impl Geometry {
         range("key_length", self.key_length, LENGTH_MAX)?;
         range("value_length", self.value_length, LENGTH_MAX)?;
         range("block_tokens", self.block_tokens, BLOCK_TOKENS_MAX)?;
+        for (field, side) in [("key_length", Side::Keys), ("value_length", Side::Values)] {
+            if self.codec.of(side).check(self.length(side)).is_err() {
+                let found = format!("{} with codec {}", self.length(side), self.codec);
+                return Err((field, "a multiple of 32, at most 1024, where rows are quantised".into(), found));
+            }
+        }
         // 2^12 tokens x 2^10 heads x 2^13 elements x 4 bytes stays below 2^38.
         let elements = u64::from(self.head_count_kv) * u64::from(self.key_length + self.value_length);
         let extent = elements * 4 * u64::from(self.block_tokens);
@@ -106,14 +113,27 @@ impl Geometry {
         }
     }
 
-    /// Bytes of one encoded row of that side.
+    /// Bytes of one encoded row of that side: its share of a tile, where rows are quantised.
     pub fn row_bytes(&self, side: Side) -> usize {
-        self.codec.row_bytes(self.length(side))
+        self.codec.of(side).row_bytes(self.length(side))
+    }
+
+    /// What the tiles of a quantised codec look like; `None` if rows stand one after the other.
+    pub fn tiles(&self) -> Option<TileLayout> {
+        let (keys, values) = (self.codec.of(Side::Keys), self.codec.of(Side::Values));
+        let (key_length, value_length) = (self.length(Side::Keys), self.length(Side::Values));
+        self.codec.is_quantised().then_some(TileLayout { keys, values, key_length, value_length })
+    }
+
+    /// Bytes of the run of `len` tokens: tiles are whole.
+    pub(super) fn run_bytes(&self, side: Side, len: usize) -> usize {
+        let rows = if self.codec.is_quantised() { len.next_multiple_of(TILE_TOKENS) } else { len };
+        self.row_bytes(side) * rows
     }
 
     /// Bytes from one head's run to the next one's, in an extent of `len` tokens.
     pub(super) fn run_stride(&self, side: Side, len: usize) -> usize {
-        (self.row_bytes(side) * len).next_multiple_of(ALIGNMENT)
+        self.run_bytes(side, len).next_multiple_of(ALIGNMENT)
     }
 
     /// Where a head's run starts in an extent of `len` tokens.

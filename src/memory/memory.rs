@@ -304,13 +304,13 @@ impl Memory {
         }
         let (codec, length) = (geometry.codec, geometry.length(side));
         if let Some(pending) = self.pending_block(block)? {
-            return Ok(BlockView { bytes: pending.run(geometry, layer_slot, side, head), codec, len: pending.len, length });
+            return Ok(BlockView { bytes: pending.run(geometry, layer_slot, side, head), codec, side, len: pending.len, length });
         }
         let (store, segment) = self.committed_block(block)?;
         let len = self.block(block)?.len;
         let extent = segment.extent(&store.maps, &*store.storage, geometry, layer_slot, block - segment.first_block)?;
-        let bytes = &extent[geometry.run_offset(side, head, len)..][..geometry.row_bytes(side) * len];
-        Ok(BlockView { bytes, codec, len, length })
+        let bytes = &extent[geometry.run_offset(side, head, len)..][..geometry.run_bytes(side, len)];
+        Ok(BlockView { bytes, codec, side, len, length })
     }
 
     /// The unrotated keys of one head in one block: see [`Memory::rows`].

@@ -6,9 +6,10 @@
 //! `docs/memory-format.md`.
 //!
 //! Walk: `memory.rs` (the handle) -> `page.rs` (a block in memory: pack, summarise) -> `store.rs` (file: recover, commit) ->
-//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `index.rs` holds the summaries for a scan, `format.rs` the pages,
+//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says how rows are kept, `index.rs` holds the summaries for a scan, `format.rs` the pages,
 //! `geometry.rs` the arithmetic.
 
+mod codec;
 mod format;
 mod geometry;
 mod index;
@@ -20,7 +21,7 @@ mod segment;
 mod store;
 mod view;
 
-pub use crate::kernels::codec::Codec;
+pub use codec::Codec;
 pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
 pub use memory::Memory;
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

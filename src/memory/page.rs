@@ -1,12 +1,13 @@
 //! A block in memory: every layer's extent in the layout of the file, filled token by token, with its summary.
 //!
-//! The summary of a block's head is the mean of its stored (not of its given) keys, and the radius: no key of the block is
-//! farther from the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
+//! The summary of a block's head is the mean of its stored (not of its given) keys, as they decode, and the radius: no key of the
+//! block is farther from the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
 
 use super::geometry::Side;
-use super::{Geometry, LayerKv};
+use super::{BlockView, Geometry, LayerKv};
 use crate::bytes::AlignedBytes;
 use crate::error::{Error, Result, try_zeroed};
+use crate::kernels::tiles::TILE_TOKENS;
 
 /// One block that is not in a segment yet.
 pub struct Block {
@@ -41,7 +42,7 @@ impl Block {
     /// A head's rows.
     pub fn run(&self, geometry: &Geometry, layer_slot: usize, side: Side, head: usize) -> &[u8] {
         let start = geometry.run_offset(side, head, geometry.block_len());
-        &self.extent(geometry, layer_slot)[start..][..geometry.row_bytes(side) * self.len]
+        &self.extent(geometry, layer_slot)[start..][..geometry.run_bytes(side, self.len)]
     }
 
     /// The extent as it stands in a file: packed for the present number of tokens.
@@ -63,12 +64,13 @@ impl Block {
         let extent = geometry.extent_bytes(geometry.block_len());
         for (slot, layer) in rows.iter().enumerate() {
             for (side, given) in [(Side::Keys, layer.keys), (Side::Values, layer.values)] {
-                let (length, row_bytes) = (geometry.length(side), geometry.row_bytes(side));
+                let length = geometry.length(side);
                 for head in 0..geometry.heads() {
-                    let run = slot * extent + geometry.run_offset(side, head, geometry.block_len());
+                    let start = slot * extent + geometry.run_offset(side, head, geometry.block_len());
+                    let run = &mut self.bytes[start..][..geometry.run_bytes(side, geometry.block_len())];
                     for i in 0..count {
                         let row = &given[((from + i) * geometry.heads() + head) * length..][..length];
-                        geometry.codec.encode(row, &mut self.bytes[run + (self.len + i) * row_bytes..][..row_bytes]);
+                        put(geometry, side, run, self.len + i, row);
                     }
                 }
             }
@@ -83,7 +85,8 @@ impl Block {
         let scratch = &mut scratch[..self.len * length];
         for slot in 0..geometry.layer_count() {
             for head in 0..geometry.heads() {
-                geometry.codec.decode(self.run(geometry, slot, Side::Keys, head), scratch);
+                let bytes = self.run(geometry, slot, Side::Keys, head);
+                BlockView { bytes, codec: geometry.codec, side: Side::Keys, len: self.len, length }.decode(scratch);
                 let at = slot * geometry.heads() + head;
                 let mean = &mut self.means[at * length..][..length];
                 self.radii[at] = mean_and_radius(scratch, mean, sums);
@@ -105,6 +108,20 @@ impl Block {
     /// Bytes it occupies.
     pub fn resident_bytes(&self) -> u64 {
         (self.bytes.len() + 4 * (self.means.len() + self.radii.len())) as u64
+    }
+}
+
+/// Writes the row of token `token` of a run.
+fn put(geometry: &Geometry, side: Side, run: &mut [u8], token: usize, row: &[f32]) {
+    let row_bytes = geometry.row_bytes(side);
+    if let Some(codec) = geometry.codec.of(side).codec() {
+        codec.encode(row, &mut run[token * row_bytes..][..row_bytes]);
+    } else if let Some(layout) = geometry.tiles() {
+        let tile = &mut run[token / TILE_TOKENS * TILE_TOKENS * row_bytes..][..TILE_TOKENS * row_bytes];
+        match side {
+            Side::Keys => layout.put_key(tile, token % TILE_TOKENS, row),
+            Side::Values => layout.put_value(tile, token % TILE_TOKENS, row),
+        }
     }
 }
 
@@ -143,7 +160,7 @@ pub fn check_rows(geometry: &Geometry, count: usize, rows: &[LayerKv<'_>]) -> Re
             if let Some(i) = given.iter().position(|x| !geometry.codec.holds(*x)) {
                 let (token, head) = (i / row, i % row / geometry.length(side));
                 let found = format!("{} in layer slot {slot}, token {token}, head {head}", given[i]);
-                return Err(Error::argument(name, format!("finite numbers that {:?} can hold", geometry.codec), found));
+                return Err(Error::argument(name, format!("finite numbers that {} can hold", geometry.codec), found));
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What goes into a memory and what comes out of it: the plain types of its interface.
 
-use super::Codec;
+use super::{Codec, Side};
 use crate::error::Error;
+use crate::kernels::attention::Entries;
+use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 use std::ops::Range;
 
 /// What a handle may do with a file.
@@ -51,24 +53,52 @@ pub struct BlockSpan {
     pub len: usize,
 }
 
-/// The keys or the values of one head in one block, in place: rows of `length` elements, token by token. The first byte stands at
-/// a multiple of 64.
+/// The keys or the values of one head in one block, in place: rows of `length` elements, token by token, or tiles of sixteen tokens.
+/// The first byte stands at a multiple of 64.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockView<'a> {
-    /// The encoded rows, without padding.
+    /// The encoded rows, without padding; or tiles, the last one whole.
     pub bytes: &'a [u8],
     /// How they are encoded.
     pub codec: Codec,
+    /// Whether these are keys or values.
+    pub side: Side,
     /// Tokens.
     pub len: usize,
     /// Elements of a row.
     pub length: usize,
 }
 
-impl BlockView<'_> {
-    /// Decodes all rows; `out` has `len * length` elements.
+impl<'a> BlockView<'a> {
+    /// Decodes all rows; `out` has `len * length` elements. What a codec has rotated is turned back.
     pub fn decode(&self, out: &mut [f32]) {
-        self.codec.decode(self.bytes, out);
+        let kv = self.codec.of(self.side);
+        if let Some(codec) = kv.codec() {
+            return codec.decode(self.bytes, out);
+        }
+        let layout = TileLayout { keys: kv, values: kv, key_length: self.length, value_length: self.length };
+        let tile_bytes = TILE_TOKENS * kv.row_bytes(self.length);
+        for (tile, rows) in self.bytes.chunks_exact(tile_bytes).zip(out.chunks_mut(TILE_TOKENS * self.length)) {
+            for (slot, row) in rows.chunks_exact_mut(self.length).enumerate() {
+                match self.side {
+                    Side::Keys => layout.get_key(tile, slot, row),
+                    Side::Values => layout.get_value(tile, slot, row),
+                }
+            }
+        }
+    }
+
+    /// These keys and the `values` of the same head and block, as attention reads them.
+    pub fn entries(&self, values: &BlockView<'a>) -> Entries<'a> {
+        let (keys, value_length) = (self, values.length);
+        let (key_type, value_type) = (keys.codec.of(Side::Keys), values.codec.of(Side::Values));
+        if let Some(codec) = key_type.codec() {
+            let (key_stride, value_stride) = (keys.length, value_length);
+            return Entries::Rows { codec, keys: keys.bytes, values: values.bytes, key_stride, value_stride };
+        }
+        let layout = TileLayout { keys: key_type, values: value_type, key_length: keys.length, value_length };
+        let (key_stride, value_stride) = (layout.key_bytes(), layout.value_bytes());
+        Entries::Tiles { layout, keys: keys.bytes, values: values.bytes, key_stride, value_stride }
     }
 }
 

@@ -7,7 +7,7 @@ use super::scratch::Scratch;
 use super::weights::{Layer, Linear, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::activation;
-use crate::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention};
+use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention};
 use crate::kernels::matmul::{Activations, matmul, matmul_gated, matmul_many};
 use crate::kernels::norm::{rms_norm, rms_norm_in_place};
 use crate::kernels::rotary::Rotary;
@@ -307,22 +307,10 @@ fn add_residual(h: &Hparams, pass: &Pass<'_>, post_norm: Option<&[f32]>, x: &mut
 
 /// Every block of a Focused Transformer's memory, seen whole by every query: it is all older than the window.
 fn fot_segments<'a>(memory: &'a Memory, slot: usize, head: usize, segments: &mut Vec<KvSegment<'a>>, bytes_read: &mut u64) -> Result<()> {
-    let g = memory.geometry();
     for block in 0..memory.blocks() {
         let (keys, values) = (memory.keys(slot, head, block)?, memory.values(slot, head, block)?);
         *bytes_read += (keys.bytes.len() + values.bytes.len()) as u64;
-        segments.push(KvSegment {
-            entries: Entries::Rows {
-                codec: g.codec,
-                keys: keys.bytes,
-                values: values.bytes,
-                key_stride: g.key_length as usize,
-                value_stride: g.value_length as usize,
-            },
-            len: keys.len,
-            query: QueryKind::Memory,
-            visibility: Visibility::All,
-        });
+        segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query: QueryKind::Memory, visibility: Visibility::All });
     }
     Ok(())
 }

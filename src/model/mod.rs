@@ -21,8 +21,7 @@ pub use weights::Weights;
 use crate::bytes::Map;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, keys};
-use crate::kernels::codec::Codec;
-use crate::memory::{Fingerprint, Geometry};
+use crate::memory::{Codec, Fingerprint, Geometry};
 use crate::tokenizer::{Tokenizer, TokenizerOptions};
 use std::fs::File;
 use std::path::Path;
@@ -182,7 +181,7 @@ impl Model {
             key_length: h.key_length as u32,
             value_length: h.value_length as u32,
             block_tokens: MEMORY_BLOCK_TOKENS,
-            codec: h.fot.as_ref().map_or(Codec::F16, |f| f.memory_codec),
+            codec: h.fot.as_ref().map_or(Codec::F16, |f| f.memory_codec.into()),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::vector::exp;
-use crate::memory::Memory;
+use crate::memory::{Memory, Side};
 use crate::threads::Pass;
 use simsimd::SpatialSimilarity;
 
@@ -208,7 +208,7 @@ impl Recall {
         let all = addresses(&blocks, &candidates);
         let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &all, queries))?;
         let geometry = memories.first().map(|m| m.geometry());
-        let key_bytes = geometry.map_or(0, |g| g.codec.bytes() * (g.block_tokens * g.head_count_kv * g.key_length) as usize);
+        let key_bytes = geometry.map_or(0, |g| g.row_bytes(Side::Keys) * (g.block_tokens * g.head_count_kv) as usize);
         *bytes_read += (key_bytes * candidates.len() * self.layers.len()) as u64;
         self.chosen = with_what_follows(&blocks, &candidates, &votes, self.blocks_max);
         // It comes back all the same, as the sink that the chosen blocks were computed with, unless this text has its own.

@@ -33,6 +33,8 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     IS(LOCI_INVALID_ARGUMENT, loci_last_error_details(NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_model_options_init(NULL, sizeof(loci_model_options)));
     IS(LOCI_INVALID_ARGUMENT, loci_session_options_init(NULL, sizeof(loci_session_options)));
+    IS(LOCI_INVALID_ARGUMENT, loci_memory_options_init(NULL, sizeof(loci_memory_options)));
+    IS(LOCI_INVALID_ARGUMENT, loci_memory_create_as(NULL, NULL, NULL, &memory_out));
     IS(LOCI_INVALID_ARGUMENT, loci_sampler_options_init(NULL, sizeof(loci_sampler_options)));
     IS(LOCI_INVALID_ARGUMENT, loci_generate_options_init(NULL, sizeof(loci_generate_options)));
     IS(LOCI_INVALID_ARGUMENT, loci_model_open(NULL, NULL, &model_out));

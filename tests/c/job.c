@@ -323,6 +323,7 @@ static void memories(loci_model *model, const char *dir) {
     const char *story = "the stone tower is on the shore and the rain is in the garden where the lantern is hidden from the sea";
     loci_memory *memory, *reader, *ram;
     loci_memory_stats stats;
+    loci_memory_options memory_options;
     loci_session *session;
     loci_passage passage;
     loci_finish finish;
@@ -353,6 +354,14 @@ static void memories(loci_model *model, const char *dir) {
     IS(LOCI_INVALID_ARGUMENT, loci_memory_tokens(reader, 1, count, stored));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_tokens(reader, UINT64_MAX, 2, stored));
     OK(loci_memory_open(NULL, path, &memory));
+    OK(loci_memory_options_init(&memory_options, sizeof memory_options));
+    memory_options.codec = 99;
+    IS(LOCI_INVALID_ARGUMENT, loci_memory_create_as(model, NULL, &memory_options, &ram));
+    memory_options.codec = LOCI_MEMORY_K4V4; /* the heads of this model are too small for it */
+    IS(LOCI_INVALID_ARGUMENT, loci_memory_create_as(model, NULL, &memory_options, &ram));
+    memory_options.codec = LOCI_MEMORY_BF16;
+    OK(loci_memory_create_as(model, NULL, &memory_options, &ram));
+    loci_memory_free(ram);
     OK(loci_memory_in_ram(model, &ram));
     OK(loci_session_remember(session, ram, tokens, count, NULL, NULL, NULL));
     OK(loci_session_attach_memory(session, reader, &index));

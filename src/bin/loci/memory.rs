@@ -4,7 +4,8 @@ use crate::args::{AnswerArgs, ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt, run};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
-use loci::memory::{Geometry, Memory, SourceSpan};
+use loci::Error;
+use loci::memory::{Codec, Geometry, Memory, SourceSpan};
 use loci::model::Model;
 use loci::session::{Finish, Passage, Session, SharedMemory};
 use serde_json::{Value, json};
@@ -34,6 +35,9 @@ pub struct Remember {
     /// The memory file
     #[arg(long, value_name = "FILE")]
     memory: PathBuf,
+    /// Encoding of a new memory: f32, f16, bf16, k8v4 (keys in 8 bits, values in 4) or k4v4; else the model's own, or f16
+    #[arg(long, value_name = "CODEC", value_parser = codec)]
+    codec: Option<Codec>,
     /// One JSON object in place of lines
     #[arg(long)]
     json: bool,
@@ -46,11 +50,7 @@ impl Remember {
         // Read everything first: a missing file should not be noticed after an hour.
         let texts = self.files.iter().map(|path| Ok((path, prompt::read(path)?))).collect::<Result<Vec<_>, Failure>>()?;
         let model = self.model.open()?;
-        let memory = if self.memory.exists() {
-            Memory::open(&self.memory, Some(model.fingerprint()))?
-        } else {
-            Memory::create(&self.memory, model.memory_geometry(), model.fingerprint().clone())?
-        };
+        let memory = self.open(&model)?;
         let before = memory.len();
         let memory: SharedMemory = Arc::new(RwLock::new(memory));
         let mut session = Session::new(model.clone(), self.session.options())?;
@@ -71,6 +71,20 @@ impl Remember {
         }
         self.report(&stored, before, &memory)?;
         outcome
+    }
+
+    fn open(&self, model: &Model) -> Result<Memory, Failure> {
+        if !self.memory.exists() {
+            let geometry = model.memory_geometry();
+            let codec = self.codec.unwrap_or(geometry.codec);
+            return Ok(Memory::create(&self.memory, Geometry { codec, ..geometry }, model.fingerprint().clone())?);
+        }
+        let memory = Memory::open(&self.memory, Some(model.fingerprint()))?;
+        let found = memory.geometry().codec;
+        match self.codec.filter(|wanted| *wanted != found) {
+            Some(wanted) => Err(Error::mismatch("the codec of the memory", wanted, found).into()),
+            None => Ok(memory),
+        }
     }
 
     fn report(&self, stored: &[(String, u64, u64, f64)], before: u64, memory: &SharedMemory) -> Done {
@@ -358,7 +372,7 @@ impl MemoryFile {
                 "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
                 "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
                 "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
-                "codec": codec_name(shape), "sources": sources_json(&sources),
+                "codec": shape.codec.name(), "sources": sources_json(&sources),
             });
             return output::print_line(&object.to_string());
         }
@@ -377,7 +391,7 @@ impl MemoryFile {
             shape.head_count_kv,
             shape.key_length,
             shape.value_length,
-            codec_name(shape),
+            shape.codec,
             memory.fingerprint(),
         );
         for s in sources {
@@ -416,6 +430,6 @@ impl MemoryFile {
     }
 }
 
-fn codec_name(shape: &Geometry) -> String {
-    format!("{:?}", shape.codec).to_lowercase()
+fn codec(name: &str) -> Result<Codec, String> {
+    Codec::from_name(name).ok_or_else(|| "expected f32, f16, bf16, k8v4 or k4v4".to_string())
 }

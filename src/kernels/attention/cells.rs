@@ -117,19 +117,21 @@ impl<'a, T: Cells<Element = f32>> View<'a, T> {
     }
 }
 
-/// The keys and the values of the window's tiles from `first` on, in place.
+/// The keys of tiles from number `first` on, in place. Where values stand behind the keys they will be wanted with them.
 #[inline(always)]
-pub(super) fn in_place<'a, T: Cells<Element = u8>>(
+pub(super) fn keys_in_place<'a, T: Cells<Element = u8>>(layout: &TileLayout, keys: &'a [u8], stride: usize, first: usize) -> View<'a, T> {
+    View { elements: keys.get(first * stride..).unwrap_or(&[]), stride, each: layout.key_bytes(), wanted: layout.bytes().min(stride) }
+}
+
+/// The values of tiles from number `first` on, in place.
+#[inline(always)]
+pub(super) fn values_in_place<'a, T: Cells<Element = u8>>(
     layout: &TileLayout,
-    bytes: &'a [u8],
+    values: &'a [u8],
     stride: usize,
     first: usize,
-) -> (View<'a, T>, View<'a, T>) {
-    let bytes = bytes.get(first * stride..).unwrap_or(&[]);
-    let (key_bytes, value_bytes) = (layout.key_bytes(), layout.value_bytes());
-    let values = bytes.get(key_bytes..).unwrap_or(&[]);
-    let wanted = layout.bytes();
-    (View { elements: bytes, stride, each: key_bytes, wanted }, View { elements: values, stride, each: value_bytes, wanted: 0 })
+) -> View<'a, T> {
+    View { elements: values.get(first * stride..).unwrap_or(&[]), stride, each: layout.value_bytes(), wanted: 0 }
 }
 
 /// Runs `$call` with the type of a codec.
@@ -159,8 +161,8 @@ pub(super) fn decode_keys<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n: 
         Entries::Rows { codec, keys, key_stride, .. } => {
             by_codec!(codec, E => transpose::<S, E>(s, keys, *key_stride, at, n, d, spill, out))
         }
-        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.kv.codec().unwrap_or(Codec::F16), E => {
-            let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).0;
+        Entries::Tiles { layout, keys, key_stride, .. } => by_codec!(layout.keys.codec().unwrap_or(Codec::F16), E => {
+            let view = keys_in_place::<E>(layout, keys, *key_stride, at / TILE_TOKENS);
             for ahead in ABREAST..ABREAST + n.div_ceil(TILE_TOKENS) {
                 prefetch(view.elements, ahead * view.stride, view.wanted);
             }
@@ -179,14 +181,14 @@ pub(super) fn decode_values<S: Simd>(s: S, segment: &KvSegment<'_>, at: usize, n
         Entries::Rows { codec, values, value_stride, .. } => {
             by_codec!(codec, E => load::<S, E>(s, values, *value_stride, at, n, length, out))
         }
-        Entries::Tiles { layout, bytes, stride } if layout.kv.codec().is_none() => {
-            let tiles = bytes[at / TILE_TOKENS * stride..].chunks(*stride).take(n.div_ceil(TILE_TOKENS));
+        Entries::Tiles { layout, values, value_stride, .. } if layout.values.codec().is_none() => {
+            let tiles = values[at / TILE_TOKENS * value_stride..].chunks(*value_stride).take(n.div_ceil(TILE_TOKENS));
             for (tile, out) in tiles.zip(out.chunks_exact_mut(length * TILE_TOKENS)) {
-                super::codes::decode_values(s, layout, &tile[layout.key_bytes()..][..layout.value_bytes()], out);
+                super::codes::decode_values(s, layout, &tile[..layout.value_bytes()], out);
             }
         }
-        Entries::Tiles { layout, bytes, stride } => by_codec!(layout.kv.codec().unwrap_or(Codec::F16), E => {
-            let view = in_place::<E>(layout, bytes, *stride, at / TILE_TOKENS).1;
+        Entries::Tiles { layout, values, value_stride, .. } => by_codec!(layout.values.codec().unwrap_or(Codec::F16), E => {
+            let view = values_in_place::<E>(layout, values, *value_stride, at / TILE_TOKENS);
             for (i, out) in out.chunks_exact_mut(layout.value_width() * TILE_TOKENS).take(n.div_ceil(TILE_TOKENS)).enumerate() {
                 copy::<S, E>(s, view.tile(i).0, out, LANES);
             }

@@ -110,7 +110,7 @@ pub(super) fn score<S: Simd, K: Codes, const R: usize>(
     let fine = s.splat(FINE);
     let first = tiles.start;
     for tile in tiles {
-        prefetch(bytes, (tile + 4) * stride, layout.bytes());
+        prefetch(bytes, (tile + 4) * stride, layout.bytes().min(stride));
         let keys = &bytes[tile * stride..][..layout.key_bytes()];
         for from in (0..TILE_TOKENS).step_by(S::LANES) {
             let mut sums = [s.splat(0.0); R];
@@ -142,12 +142,12 @@ fn dot<S: Simd, K: Codes>(s: S, start: i32, lo: &[S::V; 4], a: &[i8; 16], hi: &[
     if K::KIND == I8 { s.dot::<I8>(s.dot::<I8>(start, lo, a), hi, b) } else { s.dot::<U4>(s.dot::<U4>(start, lo, a), hi, b) }
 }
 
-/// The values of a tile, as rows, into `out`; `values` are the bytes behind the tile's keys.
+/// The values of a tile, as rows, into `out`.
 #[inline(always)]
 pub(super) fn decode_values<S: Simd>(s: S, layout: &TileLayout, values: &[u8], out: &mut [f32]) {
     let length = layout.value_length;
     let (scales, rows) = values.split_at(length / BLOCK * SCALES);
-    let eight = layout.kv == KvType::Q8_0;
+    let eight = layout.values == KvType::Q8_0;
     let (bytes, offset) = if eight { (BLOCK, -128.0) } else { (BLOCK / 2, -8.0) };
     for (b, scales) in scales.chunks_exact(SCALES).enumerate() {
         let mut of_token = [0.0; TILE_TOKENS];

@@ -6,7 +6,7 @@
 //! Invariants: a row's results do not depend on the rows beside it; of a part, a row's maximum, sum and accumulator are made of
 //! exactly what it sees there, with one maximum for all of it.
 
-use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, decode_keys, decode_values, in_place};
+use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, decode_keys, decode_values, keys_in_place, values_in_place};
 use super::codes::{self, Codes, Q4, Q8_0, QueryBlock};
 use super::products::{add_values, score};
 use super::{Entries, KvSegment, PART, Part, Partial, Queries, QueryKind, Shape, Visibility};
@@ -48,8 +48,8 @@ pub(super) struct Buffers {
     spill: Vec<u8>,
     /// Scores, then weights: `(rows, SCORES)`.
     scores: Vec<f32>,
-    /// Queries for quantised keys, `(rows, blocks)`.
-    coded: Vec<QueryBlock>,
+    /// Queries for quantised keys, `(rows, blocks)`, for each of the ways in which they meet them: see [`coding`].
+    coded: [Vec<QueryBlock>; 4],
     rotated: Vec<f32>,
     /// For thresholds: `(rows, keys in memory)`.
     memory_scores: Vec<f32>,
@@ -131,16 +131,18 @@ impl<'a> QueryTile<'a> {
         &queries[row * self.shape.key_length..][..self.shape.key_length]
     }
 
-    /// Quantises the queries if there are quantised keys.
+    /// Quantises the queries in the ways in which they meet quantised keys.
     pub fn pack_queries(&self, buffers: &mut Buffers) {
-        let quantised = self.segments.iter().find_map(|s| match &s.entries {
-            Entries::Tiles { layout, .. } if layout.kv.codec().is_none() => Some((layout.kv, s.query)),
-            _ => None,
-        });
-        if let Some((kv, kind)) = quantised {
-            buffers.coded.clear();
+        let mut done = [false; 4];
+        for s in self.segments {
+            let Entries::Tiles { layout: TileLayout { keys, .. }, .. } = &s.entries else { continue };
+            let i = coding(*keys, s.query);
+            if keys.codec().is_some() || std::mem::replace(&mut done[i], true) {
+                continue;
+            }
+            buffers.coded[i].clear();
             for r in 0..self.rows() {
-                codes::pack(kv, self.query(kind, r), &mut buffers.rotated, &mut buffers.coded);
+                codes::pack(*keys, self.query(s.query, r), &mut buffers.rotated, &mut buffers.coded[i]);
             }
         }
     }
@@ -155,6 +157,12 @@ impl<'a> QueryTile<'a> {
             wanted.then_some(piece)
         })
     }
+}
+
+/// Which of a tile's quantised queries meet quantised keys of this type: the type matters only for its rotation.
+#[inline(always)]
+fn coding(keys: KvType, kind: QueryKind) -> usize {
+    2 * usize::from(kind == QueryKind::Memory) + usize::from(keys.is_rotated())
 }
 
 /// Runs `$call` with the block's number of rows as a constant.
@@ -217,7 +225,7 @@ impl Task for FoldPart<'_, '_> {
         for piece in tile.pieces(part) {
             add_piece(s, tile, part, &piece, buffers, partial);
         }
-        if tile.segments[part.segment].entries.is_rotated() {
+        if part.rotated {
             let (width, length) = (tile.shape.value_length.next_multiple_of(LANES), tile.shape.value_length);
             partial.acc.chunks_exact_mut(width).for_each(|acc| hadamard(&mut acc[..length]));
         }
@@ -243,8 +251,11 @@ impl Task for Thresholds<'_> {
         for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
             for skip in (0..segment.len).step_by(PART) {
                 let n = PART.min(segment.len - skip);
-                let part = Part { segment: i, skip, keys: n, open: true };
-                score_decoded(s, tile, &part, &Piece { segment, skip, at: 0, n }, buffers);
+                let part = Part { segment: i, skip, keys: n, open: true, rotated: false };
+                let piece = Piece { segment, skip, at: 0, n };
+                if !score_quantised(s, tile, &part, &piece, buffers) {
+                    score_decoded(s, tile, &part, &piece, buffers);
+                }
                 for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
                     all[filled..filled + n].copy_from_slice(&scores[..n]);
                 }
@@ -260,35 +271,37 @@ impl Task for Thresholds<'_> {
 
 /// The tiles of a piece that few enough rows read for it to be done in place: f16 only, so that there are not too many kernels.
 #[inline(always)]
-fn to_read_in_place<'a>(tile: &QueryTile<'_>, piece: &Piece<'a>) -> Option<(&'a TileLayout, &'a [u8], usize)> {
-    match &piece.segment.entries {
-        Entries::Tiles { layout, bytes, stride } if layout.kv == KvType::F16 && tile.rows() <= IN_PLACE_ROWS => {
-            Some((layout, *bytes, *stride))
-        }
-        _ => None,
-    }
+fn to_read_in_place<'a>(tile: &QueryTile<'_>, piece: &Piece<'a>) -> Option<&'a Entries<'a>> {
+    let entries = &piece.segment.entries;
+    let is_half = |layout: &TileLayout| layout.keys == KvType::F16 && layout.values == KvType::F16;
+    (tile.rows() <= IN_PLACE_ROWS && matches!(entries, Entries::Tiles { layout, .. } if is_half(layout))).then_some(entries)
 }
 
 /// The piece's scores for every row, in `buffers.scores` from `piece.at` on.
 #[inline(always)]
 fn score_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) {
-    let kind = piece.segment.query;
-    if let Entries::Tiles { layout, bytes, stride } = &piece.segment.entries
-        && layout.kv.codec().is_none()
-    {
-        let bytes = &bytes[piece.skip / TILE_TOKENS * stride..];
-        match layout.kv {
-            KvType::Q4 => score_codes::<S, Q4>(s, tile, part, piece, layout, bytes, *stride, buffers),
-            _ => score_codes::<S, Q8_0>(s, tile, part, piece, layout, bytes, *stride, buffers),
-        }
+    if score_quantised(s, tile, part, piece, buffers) {
         return;
     }
-    if let Some((layout, bytes, stride)) = to_read_in_place(tile, piece) {
-        let keys = in_place::<F16>(layout, bytes, stride, piece.skip / TILE_TOKENS).0;
-        score_rows(s, tile, part, kind, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
+    if let Some(Entries::Tiles { layout, keys, key_stride, .. }) = to_read_in_place(tile, piece) {
+        let keys = keys_in_place::<F16>(layout, keys, *key_stride, piece.skip / TILE_TOKENS);
+        score_rows(s, tile, part, piece.segment.query, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
         return;
     }
     score_decoded(s, tile, part, piece, buffers);
+}
+
+/// The same if its keys are quantised; else false.
+#[inline(always)]
+fn score_quantised<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) -> bool {
+    let Entries::Tiles { layout, keys, key_stride, .. } = &piece.segment.entries else { return false };
+    let bytes = &keys[piece.skip / TILE_TOKENS * key_stride..];
+    match layout.keys {
+        KvType::Q4 => score_codes::<S, Q4>(s, tile, part, piece, layout, bytes, *key_stride, buffers),
+        KvType::Q8_0 => score_codes::<S, Q8_0>(s, tile, part, piece, layout, bytes, *key_stride, buffers),
+        _ => return false,
+    }
+    true
 }
 
 /// The same through a buffer.
@@ -358,6 +371,7 @@ fn score_codes<S: Simd, K: Codes>(
 ) {
     let blocks = tile.shape.key_length / CODE_BLOCK;
     let at = piece.at..piece.at + piece.n;
+    let coded = &buffers.coded[coding(layout.keys, piece.segment.query)];
     for first in (0..tile.rows()).step_by(BLOCK) {
         let rows = BLOCK.min(tile.rows() - first);
         let seen = seen_of(tile, part, first..first + rows);
@@ -368,7 +382,7 @@ fn score_codes<S: Simd, K: Codes>(
             by_rows!(rows, R => {
                 let mut queries: [&[QueryBlock]; R] = [&[]; R];
                 for (r, query) in queries.iter_mut().enumerate() {
-                    *query = &buffers.coded[(first + r) * blocks..][..blocks];
+                    *query = &coded[(first + r) * blocks..][..blocks];
                 }
                 codes::score::<S, K, R>(s, queries, layout, bytes, stride, tiles, tile.shape.scale, scores, SCORES);
             });
@@ -416,8 +430,8 @@ fn weigh<S: Simd>(s: S, range: Range<usize>, scores: &mut [f32]) -> (f32, f32) {
 /// Adds the piece's values, weighted, to the rows' accumulators.
 #[inline(always)]
 fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers, partial: &mut Partial<'_>) {
-    if let Some((layout, bytes, stride)) = to_read_in_place(tile, piece) {
-        let values = in_place::<F16>(layout, bytes, stride, piece.skip / TILE_TOKENS).1;
+    if let Some(Entries::Tiles { layout, values, value_stride, .. }) = to_read_in_place(tile, piece) {
+        let values = values_in_place::<F16>(layout, values, *value_stride, piece.skip / TILE_TOKENS);
         add_rows(s, tile, part, piece.at..piece.at + piece.n, values, &buffers.scores, partial);
         return;
     }
