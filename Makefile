@@ -37,6 +37,11 @@ test: ## Set up this machine, fetch the models, run every test; ends with the to
 	@tools/get_model.sh all
 	@tools/test.sh
 
+crash: ## A million simulated power cuts of a memory file, a thousand killed writers (minutes; test has the short form)
+	@tools/setup.sh cargo
+	LOCI_CRASH_STATES=1000000 cargo test --release --test memory_crash states_of_random_lives_recover -- --nocapture
+	LOCI_KILLS=1000 cargo test --release --test memory_processes a_writer_killed -- --nocapture
+
 run-example: ## Remember a log longer than the model's window, then ask about it in a new process (C, installed library)
 	@tools/setup.sh cargo cc pip unzip
 	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
@@ -125,4 +130,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

@@ -533,7 +533,25 @@ typedef struct loci_memory_stats {
     uint64_t tokens;           /* held, those not yet committed included */
     uint64_t committed_tokens; /* those a crash cannot take */
     uint64_t file_bytes;       /* of the file; 0 for a memory without one */
+    uint64_t forgotten_tokens; /* of those held: forgotten, not yet compacted away */
+    uint64_t dropped_blocks;   /* blocks that were found damaged and are not read any more */
 } loci_memory_stats;
+
+/* Where some of a memory's tokens come from. */
+typedef struct loci_source {
+    size_t struct_size;
+    const char *label;    /* what was given when it was remembered; valid until the sources are counted again */
+    uint64_t first_token; /* within the memory */
+    uint64_t token_count;
+    uint64_t text_start;  /* which bytes of the source they are */
+    uint64_t text_end;
+} loci_source;
+
+typedef struct loci_compact_options {
+    size_t struct_size;
+    loci_memory_codec codec; /* of the new file; LOCI_MEMORY_DEFAULT: that of the old one */
+    int32_t drop_damaged;    /* 1: leave damaged blocks out; 0: they are LOCI_CORRUPT */
+} loci_compact_options;
 
 /* A stretch of a memory that was read. */
 typedef struct loci_passage {
@@ -572,6 +590,25 @@ LOCI_API loci_status loci_memory_len(loci_memory *memory, uint64_t *length);
 LOCI_API loci_status loci_memory_tokens(loci_memory *memory, uint64_t first, size_t count, loci_token *tokens);
 LOCI_API loci_status loci_memory_stats_get(loci_memory *memory, loci_memory_stats *out);
 
+/* Where the tokens come from, in their order: how many entries, and one of them. A long text is several, one for each commit. They stay
+ * as they are until they are counted again. */
+LOCI_API loci_status loci_memory_sources(loci_memory *memory, size_t *count);
+LOCI_API loci_status loci_memory_source(loci_memory *memory, size_t index, loci_source *out);
+
+/* Forgets what was remembered under this label: nobody reads it any more, durably, and it leaves the file with the next
+ * compaction. tokens (may be NULL) is how many that were. */
+LOCI_API loci_status loci_memory_forget(loci_memory *memory, const char *source, uint64_t *tokens);
+
+/* Reads every byte and compares it with its checksum: damaged is the number of parts that are not as they were written. progress
+ * (may be NULL) counts bytes. */
+LOCI_API loci_status loci_memory_verify(loci_memory *memory, loci_progress_fn progress, void *user, uint64_t *damaged);
+
+/* Writes a memory file anew without what was forgotten, its commits joined, and puts it in the place of the old one: a crash leaves
+ * the old or the new. LOCI_BUSY while it is open for writing; readers go on with the old one until they open it again. options and
+ * progress (it counts tokens) may be NULL. */
+LOCI_API loci_status loci_compact_options_init(loci_compact_options *options, size_t struct_size);
+LOCI_API loci_status loci_memory_compact(const char *path, const loci_compact_options *options, loci_progress_fn progress, void *user);
+
 /* From now on the session reads this memory too. index (may be NULL) counts the attached ones from 0. */
 LOCI_API loci_status loci_session_attach_memory(loci_session *session, loci_memory *memory, uint32_t *index);
 LOCI_API loci_status loci_session_detach_memories(loci_session *session);
@@ -584,10 +621,35 @@ LOCI_API loci_status loci_session_remember(loci_session *session, loci_memory *m
 LOCI_API loci_status loci_session_remember_text(loci_session *session, loci_memory *memory, const char *text, size_t text_len,
                                                 uint32_t flags, const char *source, loci_progress_fn progress, void *user);
 
+/* Goes on with the text whose reading into this memory a crash has interrupted: its tokens were durable before the first of them was
+ * read. resumed (may be NULL) is 1, or 0 if there was none. */
+LOCI_API loci_status loci_session_resume(loci_session *session, loci_memory *memory, loci_progress_fn progress, void *user,
+                                         int32_t *resumed);
+
+/* Brings back what loci_memory_verify() finds damaged, by reading texts again where that is needed; lost is the number of parts that
+ * it could not bring back. The memory must be open for writing. The context of the session is reset before and after. */
+LOCI_API loci_status loci_session_repair(loci_session *session, loci_memory *memory, loci_progress_fn progress, void *user,
+                                         uint64_t *lost);
+
 /* Which stretches of memory were read for the last prompt and answer, most wanted first: count them, then look at each. They stay
  * as they are until they are counted again. */
 LOCI_API loci_status loci_session_passages(loci_session *session, size_t *count);
 LOCI_API loci_status loci_session_passage(loci_session *session, size_t index, loci_passage *out);
+
+/* ------------------------------------------------------------------------------------------------------------------------------
+ * Snapshots: a session in a file
+ * --------------------------------------------------------------------------------------------------------------------------- */
+
+/* Saves the whole session to a file, in the place of what is there: a crash leaves the old file or the new. A generation that is under
+ * way is not part of it; start another one after loading, it goes on from the same token. Memories on files are named in it, not
+ * copied: LOCI_INVALID_ARGUMENT if one of them has tokens that are not committed. */
+LOCI_API loci_status loci_session_save(loci_session *session, const char *path);
+
+/* The session that was saved, of the same model; it goes on as the one that was saved would have. The memories that it had attached are
+ * taken from the count given, if they are among them, and else opened by their paths, for reading; LOCI_MISMATCH if another memory
+ * stands there. memories may be NULL if count is 0. */
+LOCI_API loci_status loci_session_load(loci_model *model, const char *path, loci_memory *const *memories, size_t count,
+                                       loci_session **out);
 
 #ifdef __cplusplus
 }

@@ -33,7 +33,7 @@ fn session(model: &Arc<Model>, codec: Codec, threads: usize, batch: usize) -> Se
     let options = SessionOptions { kv_type: KvType::F32, overflow: Some(Overflow::DumpAll), threads, batch, ..SessionOptions::default() };
     let mut session = Session::new(model.clone(), options).unwrap();
     let mut geometry = model.memory_geometry();
-    geometry.codec = codec;
+    geometry.codec = codec.into();
     let memory = Memory::in_ram(geometry, model.fingerprint().clone()).unwrap();
     session.set_overflow_memory(Arc::new(RwLock::new(memory))).unwrap();
     session

@@ -25,3 +25,4 @@ mod session;
 mod status;
 mod text;
 mod types;
+mod upkeep;

@@ -10,13 +10,13 @@ use crate::session::{progress, with};
 use crate::status::{Fail, Outcome, c_string};
 use crate::text;
 use crate::types::*;
-use engine::memory::{Geometry, Memory};
+use engine::memory::{Geometry, Memory, SourceSpan};
 use engine::session::SharedMemory;
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::mem::size_of;
 use std::path::Path;
 use std::ptr::null;
-use std::sync::{Arc, RwLock, TryLockError, TryLockResult};
+use std::sync::{Arc, Mutex, RwLock, TryLockError, TryLockResult};
 use std::time::{Duration, Instant};
 
 /// How long a call waits for a memory that another thread is using before it is busy. Nothing waits without end: the other may be a
@@ -25,7 +25,16 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a `loci_memory` stands for.
 pub struct MemoryObject {
-    memory: SharedMemory,
+    pub memory: SharedMemory,
+    /// Sources as they were last counted, with their labels as C strings.
+    pub sources: Mutex<Vec<(SourceSpan, CString)>>,
+}
+
+impl MemoryObject {
+    /// Handles of the same memory share it.
+    pub fn new(memory: SharedMemory) -> MemoryObject {
+        MemoryObject { memory, sources: Mutex::default() }
+    }
 }
 
 impl Object for MemoryObject {
@@ -40,7 +49,7 @@ impl Object for MemoryObject {
 }
 
 /// Takes a lock of the memory with patience, and with none on a thread that may hold it itself.
-fn lock<G>(mut attempt: impl FnMut() -> TryLockResult<G>) -> Outcome<G> {
+pub fn lock<G>(mut attempt: impl FnMut() -> TryLockResult<G>) -> Outcome<G> {
     let end = Instant::now() + if in_callback() { Duration::ZERO } else { PATIENCE };
     loop {
         match attempt() {
@@ -54,7 +63,7 @@ fn lock<G>(mut attempt: impl FnMut() -> TryLockResult<G>) -> Outcome<G> {
     }
 }
 
-fn read<T>(memory: *const loci_memory, look: impl FnOnce(&Memory) -> Outcome<T>) -> Outcome<T> {
+pub fn read<T>(memory: *const loci_memory, look: impl FnOnce(&Memory) -> Outcome<T>) -> Outcome<T> {
     let object = registry::get::<MemoryObject>(memory)?;
     let guard = lock(|| object.memory.try_read())?;
     look(&guard)
@@ -64,7 +73,7 @@ fn read<T>(memory: *const loci_memory, look: impl FnOnce(&Memory) -> Outcome<T>)
 /// `out` as the header says.
 unsafe fn open(out: *mut *mut loci_memory, from: impl FnOnce() -> Outcome<Memory>) -> Outcome {
     let out = Out::new("out", out)?;
-    let handle = registry::insert(MemoryObject { memory: Arc::new(RwLock::new(from()?)) });
+    let handle = registry::insert(MemoryObject::new(Arc::new(RwLock::new(from()?))));
     // SAFETY: the caller's promise.
     unsafe { out.write(handle) };
     Ok(())
@@ -236,6 +245,8 @@ pub unsafe extern "C" fn loci_memory_stats_get(memory: *mut loci_memory, out: *m
                 tokens: m.len(),
                 committed_tokens: m.committed_len(),
                 file_bytes: m.stats().file_bytes,
+                forgotten_tokens: m.stats().forgotten_tokens,
+                dropped_blocks: m.stats().dropped_blocks as u64,
             })
         })?;
         out.write(stats);

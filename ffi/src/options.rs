@@ -110,7 +110,12 @@ pub unsafe fn memory_codec(pointer: *const loci_memory_options) -> Outcome<Optio
     // SAFETY: the caller's promise.
     let o = unsafe { args::options(pointer, default_memory_options())? };
     reserved(o.reserved)?;
-    Ok(match o.codec {
+    codec_of(o.codec)
+}
+
+/// The codec of a `loci_memory_codec`, unless it is the default.
+pub fn codec_of(codec: i32) -> Outcome<Option<Codec>> {
+    Ok(match codec {
         LOCI_MEMORY_DEFAULT => None,
         LOCI_MEMORY_F32 => Some(Codec::F32),
         LOCI_MEMORY_F16 => Some(Codec::F16),

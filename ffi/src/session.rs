@@ -33,6 +33,15 @@ pub struct Slot {
     pub passages: Vec<(Passage, Option<CString>)>,
 }
 
+impl SessionObject {
+    /// Nothing handed out, nothing finished.
+    pub fn new(session: Session) -> SessionObject {
+        let cancel = session.cancel_handle();
+        let slot = Slot { session, finish: LOCI_FINISH_NONE, text: Vec::new(), alternatives: Vec::new(), passages: Vec::new() };
+        SessionObject { cancel, slot: Mutex::new(slot) }
+    }
+}
+
 impl Object for SessionObject {
     type Opaque = loci_session;
     const NAME: &'static str = "session";
@@ -85,9 +94,7 @@ pub unsafe extern "C" fn loci_session_new(
         let m = registry::get::<ModelObject>(model)?;
         let out = Out::new("out", out)?;
         let session = Session::new(m.model.clone(), session_options(options)?)?;
-        let cancel = session.cancel_handle();
-        let slot = Slot { session, finish: LOCI_FINISH_NONE, text: Vec::new(), alternatives: Vec::new(), passages: Vec::new() };
-        out.write(registry::insert(SessionObject { cancel, slot: Mutex::new(slot) }));
+        out.write(registry::insert(SessionObject::new(session)));
         Ok(())
     })
 }

@@ -155,6 +155,19 @@ structs! {
         tokens: u64,
         committed_tokens: u64,
         file_bytes: u64,
+        forgotten_tokens: u64,
+        dropped_blocks: u64,
+    }
+    loci_source {
+        label: *const c_char,
+        first_token: u64,
+        token_count: u64,
+        text_start: u64,
+        text_end: u64,
+    }
+    loci_compact_options {
+        codec: i32,
+        drop_damaged: i32,
     }
     loci_passage {
         source: *const c_char,

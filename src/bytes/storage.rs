@@ -20,6 +20,12 @@ pub trait Storage: Send + Sync {
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts or extends to `len` bytes.
     fn set_len(&mut self, len: u64) -> io::Result<()>;
+    /// Makes room for the bytes `offset..offset + len` where the system can do so without writing them; the length stays. A full disk
+    /// is an error; a system that cannot reserve is none.
+    fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// Returns only when everything written so far would survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
     /// The bytes `offset..offset + len` as a slice that stays: a map where the system has one, else a copy.
@@ -67,11 +73,39 @@ impl FileStorage {
         Ok(FileStorage::new(file, path))
     }
 
+    /// [`FileStorage::open`] and [`FileStorage::try_lock`], and certain that the path still names this file then: the writer before may
+    /// have put another one in its place while we waited.
+    pub fn open_to_write(path: &Path) -> Result<FileStorage> {
+        for _ in 0..16 {
+            let storage = FileStorage::open(path)?;
+            storage.try_lock()?;
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::MetadataExt;
+                let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+                let mine = storage.file.metadata().map_err(|e| Error::io("stat", path, e))?;
+                let there = std::fs::metadata(path).map_err(|e| Error::io("stat", path, e))?;
+                if id(mine) != id(there) {
+                    continue;
+                }
+            }
+            return Ok(storage);
+        }
+        Err(Error::Busy(format!("{} is being replaced again and again", path.display())))
+    }
+
     /// Makes the file's name durable (a new file's directory entry is not covered by the file's own sync).
     pub fn sync_directory(&self) -> Result<()> {
+        FileStorage::sync_directory_of(&self.path)
+    }
+
+    /// Makes the directory entry of `path` durable.
+    pub fn sync_directory_of(path: &Path) -> Result<()> {
+        #[cfg(not(unix))]
+        let _ = path;
         #[cfg(unix)]
         {
-            let parent = match self.path.parent() {
+            let parent = match path.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
                 _ => Path::new("."),
             };
@@ -130,6 +164,19 @@ impl Storage for FileStorage {
     }
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        loop {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
+                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(e.into()),
+                Err(Errno::INTR) => {}
+                // Reserved, or a file system that does not know how: its writes will tell.
+                _ => return Ok(()),
+            }
+        }
     }
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()

@@ -200,6 +200,29 @@ impl Window {
         }
     }
 
+    /// Each layer's tokens and its tiles as they lie, for a snapshot.
+    pub fn contents(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        self.layers.iter().map(|l| (l.len, &l.tiles[..]))
+    }
+
+    /// Takes up what [`Window::contents`] of an equal window gave, whose first entry was at position `first`. False, and nothing
+    /// changed, if it does not fit.
+    pub fn restore(&mut self, first: i64, len: usize, layers: &[(usize, &[u8])]) -> Result<bool> {
+        let fits =
+            |((tokens, tiles), shape): (&(usize, &[u8]), &LayerShape)| *tokens <= len && tiles.len() == shape.bytes(self.kv, *tokens);
+        if len > self.capacity || layers.len() != self.layers.len() || !layers.iter().zip(&self.shapes).all(fits) {
+            return Ok(false);
+        }
+        for (layer, (tokens, tiles)) in self.layers.iter_mut().zip(layers) {
+            layer.tiles.clear();
+            grow(&mut layer.tiles, tiles.len(), tiles.len())?;
+            layer.tiles.extend_from_slice(tiles);
+            layer.len = *tokens;
+        }
+        (self.first, self.len) = (first, len);
+        Ok(true)
+    }
+
     /// What KV head `head` of `layer` holds, the batch just appended included, for attention.
     pub fn segment(&self, layer: usize, head: usize) -> KvSegment<'_> {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);

@@ -1,12 +1,14 @@
-//! The pages of a memory file, byte for byte: superblock, segment header, commit page, source spans. See `docs/memory-format.md`.
+//! The pages of a memory file, byte for byte: segment header, commit page, source spans. See `docs/memory-format.md`; the superblock is
+//! in `superblock.rs`, what follows a header's own fields where there are no tokens in `records.rs`.
 //!
 //! Each page carries a CRC32C over itself in its last four bytes, so that a torn write is seen. What is parsed here is compared
 //! with what must stand there: the geometry and the number of tokens determine every other length.
 
-use super::geometry::{ARCHITECTURE_BYTES, PAGE_BYTES, Side};
-use super::{Codec, Fingerprint, Geometry, SourceSpan};
+use super::geometry::{PAGE_BYTES, Side};
+use super::{Geometry, SourceSpan, records};
 use crate::bytes::Cursor;
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// What errors call this kind of file.
 pub const FILE: &str = "memory file";
@@ -19,15 +21,11 @@ pub const SEGMENT_TOKENS_MAX: u32 = 1 << 20;
 /// Bytes of a source's label at most.
 pub const LABEL_BYTES_MAX: usize = 4096;
 
-const SUPERBLOCK_MAGIC: [u8; 8] = *b"LOCIMEM\n";
 const SEGMENT_MAGIC: [u8; 8] = *b"LOCISEG\n";
 const COMMIT_MAGIC: [u8; 8] = *b"LOCICMT\n";
-const VERSION: u32 = 1;
 const SPANS_BYTES_MAX: u32 = 256 << 20;
 /// Sections start at multiples of this many bytes.
 const SECTION_ALIGNMENT: u64 = 64;
-/// Where the superblock's changing part stands.
-const HINT_AT: usize = 3072;
 
 /// A point of the commit chain: everything up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +54,7 @@ fn fnv1a(parts: &[&[u8]]) -> u64 {
 }
 
 /// Pads to a page and closes it with its CRC.
-fn seal(mut body: Vec<u8>) -> Vec<u8> {
+pub fn seal(mut body: Vec<u8>) -> Vec<u8> {
     body.resize(PAGE_BYTES - 4, 0);
     let crc = crc32c::crc32c(&body);
     body.extend(crc.to_le_bytes());
@@ -64,7 +62,7 @@ fn seal(mut body: Vec<u8>) -> Vec<u8> {
 }
 
 /// The cursor over a page whose magic and CRC are right.
-fn unseal<'a>(page: &'a [u8], offset: u64, what: &str, magic: [u8; 8]) -> Result<Cursor<'a>> {
+pub fn unseal<'a>(page: &'a [u8], offset: u64, what: &str, magic: [u8; 8]) -> Result<Cursor<'a>> {
     let mut c = Cursor::with_base(FILE, page, offset);
     let found: [u8; 8] = c.array("magic")?;
     let Some((body, crc)) = page.split_last_chunk::<4>().filter(|_| page.len() == PAGE_BYTES) else {
@@ -89,103 +87,10 @@ fn expect_u64(c: &mut Cursor, field: &str, expected: u64) -> Result<()> {
     expect(c, offset, field, expected, found)
 }
 
-fn expect_u32(c: &mut Cursor, field: &str, expected: u32) -> Result<()> {
+pub fn expect_u32(c: &mut Cursor, field: &str, expected: u32) -> Result<()> {
     let offset = c.offset();
     let found = c.u32(field)?;
     expect(c, offset, field, expected, found)
-}
-
-/// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Superblock {
-    /// A reader may ignore any of these.
-    pub compat: u64,
-    /// A reader may ignore these, a writer may not.
-    pub ro_compat: u64,
-    /// Random, given at creation.
-    pub uuid: [u8; 16],
-    /// The model this memory belongs to.
-    pub fingerprint: Fingerprint,
-    /// The shape of every block.
-    pub geometry: Geometry,
-    /// Goes up with each rewriting of either copy.
-    pub generation: u64,
-    /// A commit that was durable before this copy was written: the chain cannot be shorter.
-    pub durable: Tip,
-}
-
-impl Superblock {
-    /// True if the page starts as a superblock does.
-    pub fn is_magic(page: &[u8]) -> bool {
-        page.starts_with(&SUPERBLOCK_MAGIC)
-    }
-
-    /// The page.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut p = Vec::with_capacity(PAGE_BYTES);
-        p.extend(SUPERBLOCK_MAGIC);
-        p.extend(VERSION.to_le_bytes());
-        p.extend((PAGE_BYTES as u32).to_le_bytes());
-        for flags in [self.compat, self.ro_compat, 0] {
-            p.extend(flags.to_le_bytes());
-        }
-        p.extend(self.uuid);
-        let mut architecture = self.fingerprint.architecture.clone().into_bytes();
-        architecture.resize(ARCHITECTURE_BYTES, 0);
-        p.extend(architecture);
-        p.extend(self.fingerprint.hash);
-        let g = &self.geometry;
-        for x in [g.codec.id(), g.head_count_kv, g.key_length, g.value_length, g.block_tokens, g.layers.len() as u32] {
-            p.extend(x.to_le_bytes());
-        }
-        p.extend(g.layers.iter().flat_map(|l| l.to_le_bytes()));
-        p.resize(HINT_AT, 0);
-        for x in [self.generation, self.durable.sequence, self.durable.end, self.durable.tokens, self.durable.hash] {
-            p.extend(x.to_le_bytes());
-        }
-        seal(p)
-    }
-
-    /// Parses the page at `offset`. [`Error::Unsupported`] for a file that needs more than this build knows.
-    pub fn parse(page: &[u8], offset: u64) -> Result<Superblock> {
-        let mut c = unseal(page, offset, "superblock", SUPERBLOCK_MAGIC)?;
-        let version = c.u32("version")?;
-        if version != VERSION {
-            return Err(Error::Unsupported(format!("memory file of version {version} (this build knows version {VERSION})")));
-        }
-        expect_u32(&mut c, "page_bytes", PAGE_BYTES as u32)?;
-        let (compat, ro_compat, incompat) = (c.u64("compat")?, c.u64("ro_compat")?, c.u64("incompat")?);
-        if incompat != 0 {
-            return Err(Error::Unsupported(format!("memory file with incompatible features {incompat:#x}")));
-        }
-        let uuid = c.array("uuid")?;
-        let at = c.offset();
-        let name = c.take("fingerprint.architecture", ARCHITECTURE_BYTES)?;
-        let name = &name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())];
-        let architecture = match std::str::from_utf8(name) {
-            Ok(name) => name.to_owned(),
-            Err(_) => return Err(c.error_at(at, "fingerprint.architecture", "UTF-8", format!("{name:02x?}"))),
-        };
-        let fingerprint = Fingerprint { architecture, hash: c.array("fingerprint.hash")? };
-        let at = c.offset();
-        let codec = Codec::from_id(c.u32("codec")?)?;
-        let mut field = |name| c.u32(name);
-        let (head_count_kv, key_length) = (field("head_count_kv")?, field("key_length")?);
-        let (value_length, block_tokens) = (field("value_length")?, field("block_tokens")?);
-        let layer_count = field("layer_count")? as usize;
-        let fits = (HINT_AT as u64 - (c.offset() - offset)) as usize / 4;
-        if layer_count > fits {
-            return Err(c.error_at(at, "layer_count", format!("at most {fits}"), layer_count));
-        }
-        let layers = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
-        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec };
-        geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
-        let here = (c.offset() - offset) as usize;
-        c.take("reserved", HINT_AT - here)?;
-        let generation = c.u64("generation")?;
-        let durable = Tip { sequence: c.u64("sequence")?, end: c.u64("end")?, tokens: c.u64("tokens")?, hash: c.u64("hash")? };
-        Ok(Superblock { compat, ro_compat, uuid, fingerprint, geometry, generation, durable })
-    }
 }
 
 /// What a segment's header says beyond what follows from the geometry and the commit before it.
@@ -195,12 +100,14 @@ pub struct SegmentHeader {
     pub sequence: u64,
     /// Index of its first token in the memory.
     pub first_token: u64,
-    /// Tokens in it, at least 1.
+    /// Tokens in it; 0 if it has records in place of tokens.
     pub token_count: u32,
     /// Bytes of the source spans.
     pub spans_bytes: u32,
     /// CRC32C of the sections, in the order of [`Section`].
     pub crcs: [u32; 4],
+    /// Its records: tokens to be forgotten.
+    pub forgotten: Vec<Range<u64>>,
 }
 
 /// The parts of a segment between its header and its extents.
@@ -232,11 +139,14 @@ impl SegmentHeader {
         for x in [self.token_count, layout.blocks as u32, self.spans_bytes].into_iter().chain(self.crcs) {
             p.extend(x.to_le_bytes());
         }
+        if self.token_count == 0 {
+            records::encode(&self.forgotten, &mut p);
+        }
         seal(p)
     }
 
-    /// Parses the page that must hold the segment after `tip`.
-    pub fn parse(page: &[u8], geometry: &Geometry, uuid: &[u8; 16], tip: &Tip) -> Result<(SegmentHeader, Layout)> {
+    /// Parses the page that must hold the segment after `tip`; only a file that says so has `records`.
+    pub fn parse(page: &[u8], geometry: &Geometry, uuid: &[u8; 16], tip: &Tip, has_records: bool) -> Result<(SegmentHeader, Layout)> {
         let mut c = unseal(page, tip.end, "segment header", SEGMENT_MAGIC)?;
         let at = c.offset();
         let found: [u8; 16] = c.array("uuid")?;
@@ -251,23 +161,24 @@ impl SegmentHeader {
         let (segment_bytes, extents_at) = (c.u64("segment_bytes")?, c.u64("extents_at")?);
         let at = c.offset();
         let token_count = c.u32("token_count")?;
-        if !(1..=SEGMENT_TOKENS_MAX).contains(&token_count) {
+        if !(u32::from(!has_records)..=SEGMENT_TOKENS_MAX).contains(&token_count) {
             return Err(c.error_at(at, "token_count", format!("1 to {SEGMENT_TOKENS_MAX}"), token_count));
         }
         let block_count = c.u32("block_count")?;
         let spans_bytes = c.u32("spans_bytes")?;
-        if spans_bytes > SPANS_BYTES_MAX {
+        if spans_bytes > if token_count == 0 { 0 } else { SPANS_BYTES_MAX } {
             return Err(c.error_at(at, "spans_bytes", format!("at most {SPANS_BYTES_MAX}"), spans_bytes));
         }
         let mut crcs = [0; 4];
         for crc in &mut crcs {
             *crc = c.u32("section CRC")?;
         }
+        let forgotten = if token_count == 0 { records::parse(&mut c, tip.tokens)? } else { Vec::new() };
         let layout = Layout::new(geometry, token_count, spans_bytes);
         expect(&c, at, "block_count", layout.blocks as u32, block_count)?;
         expect(&c, at, "segment_bytes", layout.segment_bytes, segment_bytes)?;
         expect(&c, at, "extents_at", layout.extents_at, extents_at)?;
-        Ok((SegmentHeader { sequence, first_token: tip.tokens, token_count, spans_bytes, crcs }, layout))
+        Ok((SegmentHeader { sequence, first_token: tip.tokens, token_count, spans_bytes, crcs, forgotten }, layout))
     }
 }
 
@@ -290,12 +201,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a segment of `token_count` tokens, at least one.
+    /// The layout of a segment of `token_count` tokens.
     pub fn new(geometry: &Geometry, token_count: u32, spans_bytes: u32) -> Layout {
         let block_len = geometry.block_len();
         let tokens = token_count as usize;
         let blocks = tokens.div_ceil(block_len);
-        let last_len = tokens - (blocks - 1) * block_len;
+        let full_blocks = blocks.saturating_sub(1);
+        let last_len = tokens - full_blocks * block_len;
         let layers = geometry.layer_count() as u64;
         let lens = [4 * tokens as u64, u64::from(spans_bytes), layers * index_floats(geometry, blocks) * 4, layers * blocks as u64 * 4];
         let mut at = PAGE;
@@ -306,7 +218,7 @@ impl Layout {
         });
         let extents_at = at.next_multiple_of(PAGE);
         let (full_extent, last_extent) = (geometry.extent_bytes(block_len) as u64, geometry.extent_bytes(last_len) as u64);
-        let segment_bytes = extents_at + layers * ((blocks as u64 - 1) * full_extent + last_extent);
+        let segment_bytes = extents_at + layers * (full_blocks as u64 * full_extent + last_extent);
         Layout { blocks, last_len, sections, extents_at, segment_bytes, full_extent, last_extent }
     }
 

@@ -6,33 +6,46 @@
 use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX, Section, parse_spans};
 use super::geometry::Side;
 use super::index::{LayerIndex, reserve};
+use super::log::{TokenLog, Unfinished};
 use super::page::{Block, check_rows};
-use super::segment::file_len;
+use super::records::TokenRanges;
+use super::segment::not_truncated;
 use super::store::Store;
-use super::view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};
+use super::view::{Access, BlockSpan, BlockView, LayerKv, Source, SourceSpan, Stats};
 use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
 use crate::error::{Error, Result, try_zeroed};
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 /// What is appended but not committed. `Block`s are all full but the last.
 #[derive(Default)]
-struct Pending {
-    blocks: Vec<Block>,
-    tokens: Vec<u32>,
-    spans: Vec<SourceSpan>,
+pub(super) struct Pending {
+    pub blocks: Vec<Block>,
+    pub tokens: Vec<u32>,
+    pub spans: Vec<SourceSpan>,
 }
 
 /// A memory: see the module. Reading takes `&self` and can be done from many threads.
 pub struct Memory {
     geometry: Geometry,
     fingerprint: Fingerprint,
-    store: Option<Store>,
+    pub(super) store: Option<Store>,
     pending: Pending,
     /// One for each layer slot, loaded when first asked for.
     index: Vec<OnceLock<LayerIndex>>,
+    /// Of a memory without a file; the others are in the store.
+    forgotten: TokenRanges,
+    /// Blocks that were found damaged when they were to be read, and are not read any more.
+    dropped: Mutex<BTreeSet<usize>>,
+    /// The same, to be asked without a lock.
+    dropped_count: AtomicUsize,
+    /// Of a memory that is written: the document being read into it.
+    pub(super) log: Option<TokenLog>,
+    path: Option<PathBuf>,
 }
 
 impl Memory {
@@ -54,20 +67,25 @@ impl Memory {
             // It is ours, and nothing was promised about it.
             let _ = std::fs::remove_file(path);
         }
-        made
+        let mut memory = made?;
+        (memory.log, memory.path) = (Some(TokenLog::beside(path)), Some(path.into()));
+        Ok(memory)
     }
 
     /// Opens a file for appending. [`Error::Busy`] while another handle has it, [`Error::Mismatch`] if it was made with another
     /// model than the expected one.
     pub fn open(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
-        let file = FileStorage::open(path)?;
-        file.try_lock()?;
-        Memory::open_on(Box::new(file), expected, Access::Write)
+        let file = FileStorage::open_to_write(path)?;
+        let mut memory = Memory::open_on(Box::new(file), expected, Access::Write)?;
+        (memory.log, memory.path) = (Some(TokenLog::beside(path)), Some(path.into()));
+        Ok(memory)
     }
 
     /// Opens a file for reading, beside a writer or on read-only media; takes no lock. See [`Memory::refresh`].
     pub fn open_read_only(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
-        Memory::open_on(Box::new(FileStorage::open_read_only(path)?), expected, Access::Read)
+        let mut memory = Memory::open_on(Box::new(FileStorage::open_read_only(path)?), expected, Access::Read)?;
+        memory.path = Some(path.into());
+        Ok(memory)
     }
 
     /// [`Memory::create`] on any empty storage; that there is one writer is the caller's care.
@@ -86,7 +104,38 @@ impl Memory {
 
     fn new(geometry: Geometry, fingerprint: Fingerprint, store: Option<Store>) -> Memory {
         let index = geometry.layers.iter().map(|_| OnceLock::new()).collect();
-        Memory { geometry, fingerprint, store, pending: Pending::default(), index }
+        Memory {
+            geometry,
+            fingerprint,
+            store,
+            pending: Pending::default(),
+            index,
+            forgotten: TokenRanges::default(),
+            dropped: Mutex::default(),
+            dropped_count: AtomicUsize::new(0),
+            log: None,
+            path: None,
+        }
+    }
+
+    /// What no other memory file has; `None` without a file.
+    pub fn uuid(&self) -> Option<&[u8; 16]> {
+        self.store.as_ref().map(Store::uuid)
+    }
+
+    /// Where it was opened or created; `None` without a file.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    pub(super) fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    /// What a memory without a file is to hold.
+    pub(super) fn set_pending(&mut self, pending: Pending, forgotten: &[Range<u64>]) {
+        self.pending = pending;
+        forgotten.iter().for_each(|range| self.forgotten.insert(range.clone()));
     }
 
     /// The shape.
@@ -240,7 +289,7 @@ impl Memory {
         Ok(out)
     }
 
-    /// Where the tokens come from, in the order of the tokens. Tokens without a source are in none of the spans.
+    /// Where the tokens come from, in the order of the tokens. Tokens without a source, and forgotten ones, are in none of the spans.
     pub fn sources(&self) -> Result<Vec<SourceSpan>> {
         let mut out: Vec<SourceSpan> = Vec::new();
         if let Some(store) = &self.store {
@@ -250,6 +299,7 @@ impl Memory {
             }
         }
         out.extend(self.pending.spans.iter().cloned());
+        out.retain(|span| !self.forgotten().covers(&span.tokens));
         Ok(out)
     }
 
@@ -335,6 +385,119 @@ impl Memory {
         }
     }
 
+    /// True if the block is to be read: none of its tokens is forgotten, and it was not found damaged.
+    pub fn is_readable(&self, block: usize) -> bool {
+        let forgotten = self.forgotten();
+        if forgotten.tokens() > 0
+            && let Ok(span) = self.block(block)
+            && forgotten.meets(&(span.first_token..span.first_token + span.len as u64))
+        {
+            return false;
+        }
+        self.dropped_count.load(Relaxed) == 0 || !self.dropped.lock().unwrap_or_else(|e| e.into_inner()).contains(&block)
+    }
+
+    /// What was being read of `block`, or `None` if it turned out damaged: then it is not read any more, which the log and
+    /// [`Stats::dropped_blocks`] say. Other errors stay errors.
+    pub fn or_drop<T>(&self, block: usize, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(e @ Error::Corrupt { .. }) if self.store.as_ref().is_some_and(|s| not_truncated(&*s.storage, s.tip().end).is_ok()) => {
+                let mut dropped = self.dropped.lock().unwrap_or_else(|e| e.into_inner());
+                if dropped.insert(block) {
+                    log::warn!("block {block} of a memory is damaged and not read any more: {e}");
+                    self.dropped_count.store(dropped.len(), Relaxed);
+                }
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// [`Error::Corrupt`] if somebody has cut the file short: what is mapped must not be touched then. To be asked before a round of
+    /// reading.
+    pub fn check_length(&self) -> Result<()> {
+        self.store.as_ref().map_or(Ok(()), |s| not_truncated(&*s.storage, s.tip().end))
+    }
+
+    pub(super) fn forgotten(&self) -> &TokenRanges {
+        self.store.as_ref().map_or(&self.forgotten, |s| &s.forgotten)
+    }
+
+    /// Forgets what was remembered under this label: its blocks are not read any more, durably, and [`Memory::compact`] leaves them
+    /// out. A block that also holds tokens of another source goes with them; documents that a session reads into a file do not share
+    /// blocks. Commits what is pending first. Returns the number of tokens.
+    pub fn forget(&mut self, label: &str) -> Result<u64> {
+        self.commit()?;
+        let mut ranges = TokenRanges::default();
+        self.sources()?.into_iter().filter(|s| s.label == label).for_each(|s| ranges.insert(s.tokens));
+        let before = self.forgotten().tokens();
+        match &mut self.store {
+            Some(store) if ranges.tokens() > 0 => store.forget(&ranges.iter().cloned().collect::<Vec<_>>())?,
+            Some(store) => store.writable()?,
+            None => ranges.iter().for_each(|r| self.forgotten.insert(r.clone())),
+        }
+        Ok(self.forgotten().tokens() - before)
+    }
+
+    /// Keeps the token log on a storage of its own, as [`Memory::open`] keeps it beside the file.
+    pub fn with_log_on(mut self, storage: Box<dyn Storage>) -> Memory {
+        self.log = Some(TokenLog::on(storage));
+        self
+    }
+
+    /// Begins a document: commits what is pending, so that documents do not share blocks, then makes the document's `tokens` durable in
+    /// the token log, before anything is computed of them, and reserves the space that they will take. After a crash
+    /// [`Memory::unfinished`] has them. False, and nothing done, without a file, and while another document is being read into this
+    /// handle: the log has one at a time, and documents that mix are durable with their commits only.
+    ///
+    /// # Errors
+    /// [`Error::Io`], for a full disk too.
+    pub fn begin(&mut self, label: Option<&str>, tokens: &[u32]) -> Result<bool> {
+        if self.log.as_ref().is_none_or(|log| log.active) {
+            return Ok(false);
+        }
+        self.commit()?;
+        let first_token = self.len();
+        let (Some(log), Some(store)) = (&mut self.log, &mut self.store) else { return Ok(false) };
+        store.writable()?;
+        let row = self.geometry.extent_bytes(self.geometry.block_len()).div_ceil(self.geometry.block_len());
+        store.reserve((row * self.geometry.layer_count()) as u64 * tokens.len() as u64)?;
+        log.write(store.uuid(), &Unfinished { label: label.map(str::to_owned), tokens: tokens.to_vec(), first_token })?;
+        log.active = true;
+        Ok(true)
+    }
+
+    /// Goes on with the document that [`Memory::unfinished`] has.
+    pub fn go_on(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.active = true;
+        }
+    }
+
+    /// Ends the document that the log has: commits what is pending, then clears the log.
+    pub fn finish(&mut self) -> Result<()> {
+        self.commit()?;
+        self.log.as_mut().map_or(Ok(()), TokenLog::clear)
+    }
+
+    /// The document that a crash has interrupted, if any, of which [`Memory::len`] less its first token are there. Also while it is
+    /// being read by this handle.
+    pub fn unfinished(&self) -> Result<Option<Unfinished>> {
+        let (Some(log), Some(store)) = (&self.log, &self.store) else { return Ok(None) };
+        let Some(document) = log.read(store.uuid())? else { return Ok(None) };
+        let (len, count) = (store.tip().tokens, document.tokens.len() as u64);
+        let Some(done) = len.checked_sub(document.first_token).filter(|done| *done < count) else { return Ok(None) };
+        // What is there must be its beginning; otherwise the log is left over from another time.
+        let is_its_own = self.tokens(document.first_token..len)? == document.tokens[..done as usize];
+        Ok(is_its_own.then_some(document))
+    }
+
+    /// Tokens that are appended but not durable.
+    pub fn pending_len(&self) -> u64 {
+        self.pending.tokens.len() as u64
+    }
+
     fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {
         if layer_slot >= self.geometry.layer_count() {
             return Err(Error::argument("layer_slot", format!("below {}", self.geometry.layer_count()), layer_slot));
@@ -377,24 +540,9 @@ impl Memory {
             (stats.committed_tokens, stats.commits, stats.file_bytes) = (store.tip().tokens, store.tip().sequence, store.tip().end);
             (stats.mapped_bytes, stats.maps) = store.maps.mapped();
         }
+        stats.forgotten_tokens = self.forgotten().tokens();
+        stats.dropped_blocks = self.dropped_count.load(Relaxed);
         stats
-    }
-
-    /// Reads every committed byte and compares it with its checksum. `progress` is told the bytes read and the bytes in all, and
-    /// returns false to stop ([`Error::Cancelled`]). An empty list means that all is well.
-    pub fn verify(&self, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Damage>> {
-        let mut damages = Vec::new();
-        let Some(store) = &self.store else { return Ok(damages) };
-        super::segment::not_truncated(&*store.storage, store.tip().end)?;
-        let (mut done, total) = (0, store.tip().end.min(file_len(&*store.storage)?));
-        for segment in &store.segments {
-            let mut step = |bytes: u64| {
-                done += bytes;
-                progress(done.min(total), total)
-            };
-            segment.scrub(&*store.storage, &self.geometry, &mut |d| damages.push(d), &mut step)?;
-        }
-        Ok(damages)
     }
 }
 

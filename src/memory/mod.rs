@@ -12,16 +12,23 @@
 mod codec;
 mod format;
 mod geometry;
+mod image;
 mod index;
+mod log;
+mod maintain;
 mod maps;
 #[allow(clippy::module_inception)]
 mod memory;
 mod page;
+mod records;
 mod segment;
 mod store;
+mod superblock;
 mod view;
 
 pub use codec::Codec;
 pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
+pub use log::Unfinished;
+pub use maintain::{CompactOptions, Compaction};
 pub use memory::Memory;
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

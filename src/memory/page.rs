@@ -33,6 +33,17 @@ impl Block {
         })
     }
 
+    /// All extents, with room for a full block.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes up the bytes of another block of this geometry, which has `len` tokens.
+    pub fn fill(&mut self, bytes: &[u8], len: usize) {
+        self.bytes.copy_from_slice(bytes);
+        self.len = len;
+    }
+
     /// The extent of a layer slot, of the size of a full block.
     pub fn extent(&self, geometry: &Geometry, layer_slot: usize) -> &[u8] {
         let size = geometry.extent_bytes(geometry.block_len());
@@ -109,6 +120,16 @@ impl Block {
     pub fn resident_bytes(&self) -> u64 {
         (self.bytes.len() + 4 * (self.means.len() + self.radii.len())) as u64
     }
+}
+
+/// Mean key and radius of a run of `len` keys.
+pub fn summary(geometry: &Geometry, run: &[u8], len: usize) -> Result<(Vec<f32>, f32)> {
+    let length = geometry.length(Side::Keys);
+    let mut keys: Vec<f32> = try_zeroed("a memory block's index", len * length)?;
+    BlockView { bytes: run, codec: geometry.codec, side: Side::Keys, len, length }.decode(&mut keys);
+    let (mut mean, mut sums) = (vec![0.0; length], vec![0.0; length]);
+    let radius = mean_and_radius(&keys, &mut mean, &mut sums);
+    Ok((mean, radius))
 }
 
 /// Writes the row of token `token` of a run.

@@ -155,7 +155,7 @@ impl Segment {
 }
 
 /// Entry `i` of the table of CRCs, whose length follows from the layout.
-fn recorded_crc(table: &[u8], i: usize) -> u32 {
+pub fn recorded_crc(table: &[u8], i: usize) -> u32 {
     table.as_chunks().0.get(i).map_or(0, |b| u32::from_le_bytes(*b))
 }
 

@@ -4,15 +4,18 @@
 //! Order of a commit: segment, commit page, one sync, and then (not synced) one superblock. Whatever a crash leaves behind the
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
-use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Superblock, Tip};
+use super::format::{self, CommitPage, FILE, Layout, PAGE, Section, SegmentHeader, Tip};
 use super::geometry::PAGE_BYTES;
 use super::maps::Maps;
 use super::page::Block;
+use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated, read};
+use super::superblock::{RECORDS, Superblock, read_superblocks};
 use super::{Access, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
 use crate::error::{Error, Result};
 use std::io;
+use std::ops::Range;
 
 /// The committed part of a memory.
 pub struct Store {
@@ -23,6 +26,8 @@ pub struct Store {
     tip: Tip,
     pub(super) segments: Vec<Segment>,
     pub(super) maps: Maps,
+    /// Tokens that are not to be read any more.
+    pub(super) forgotten: TokenRanges,
     access: Access,
     /// Set by a failed commit page or sync: what is on the disk is unknown from then on.
     poisoned: bool,
@@ -56,13 +61,12 @@ impl Store {
         }
         let uuid = random_uuid();
         let tip = Tip::start(&uuid);
-        let mut superblock = Superblock { compat: 0, ro_compat: 0, uuid, fingerprint, geometry, generation: 1, durable: tip };
+        let mut superblock = Superblock { compat: 0, ro_compat: 0, incompat: 0, uuid, fingerprint, geometry, generation: 1, durable: tip };
         write(&mut *storage, &superblock.encode(), PAGE)?;
         superblock.generation = 2;
         write(&mut *storage, &superblock.encode(), 0)?;
         storage.sync().map_err(|source| Error::Io { what: "sync the new memory file".into(), source })?;
-        let segments = Vec::new();
-        Ok(Store { storage, superblock, slot: 1, tip, segments, maps: Maps::default(), access: Access::Write, poisoned: false })
+        Ok(Store::at_start(storage, superblock, 1, Access::Write))
     }
 
     /// Opens and recovers: finds the newest valid superblock, then follows the chain. Writes nothing. Reads two pages for each
@@ -78,11 +82,22 @@ impl Store {
             let flags = superblock.ro_compat;
             return Err(Error::Unsupported(format!("writing a memory file with features {flags:#x}; it can be opened read-only")));
         }
-        let tip = Tip::start(&superblock.uuid);
         let durable = superblock.durable;
-        let mut store = Store { storage, superblock, slot, tip, segments: Vec::new(), maps: Maps::default(), access, poisoned: false };
+        let mut store = Store::at_start(storage, superblock, slot, access);
         store.follow(&durable, true)?;
         Ok(store)
+    }
+
+    /// Before the first commit of the chain.
+    fn at_start(storage: Box<dyn Storage>, superblock: Superblock, slot: u64, access: Access) -> Store {
+        let tip = Tip::start(&superblock.uuid);
+        let (segments, maps, forgotten) = (Vec::new(), Maps::default(), TokenRanges::default());
+        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, poisoned: false }
+    }
+
+    /// What no other file has.
+    pub fn uuid(&self) -> &[u8; 16] {
+        &self.superblock.uuid
     }
 
     /// The shape.
@@ -147,7 +162,7 @@ impl Store {
                     self.segments
                         .try_reserve(1)
                         .map_err(|_| Error::OutOfMemory { what: "the list of segments", bytes: size_of::<Segment>() as u64 })?;
-                    self.segments.push(segment);
+                    self.take_in(segment);
                     self.tip = tip;
                 }
                 Err(e) if vouched || !matches!(e, Error::Corrupt { .. } | Error::Format { .. }) => return Err(e),
@@ -163,6 +178,14 @@ impl Store {
         Ok(())
     }
 
+    /// A segment that has been committed: its tokens, or what its records say.
+    fn take_in(&mut self, segment: Segment) {
+        segment.header.forgotten.iter().for_each(|range| self.forgotten.insert(range.clone()));
+        if segment.header.token_count > 0 {
+            self.segments.push(segment);
+        }
+    }
+
     /// The commit after the tip, in a file of `len` bytes; with `in_full` its every byte is checked.
     fn next_commit(&self, len: u64, in_full: bool) -> Result<(Segment, Tip)> {
         let (geometry, uuid, at) = (&self.superblock.geometry, &self.superblock.uuid, self.tip.end);
@@ -173,7 +196,7 @@ impl Store {
         }
         let mut header_page = [0; PAGE_BYTES];
         read(&*self.storage, &mut header_page, at)?;
-        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, &self.tip)?;
+        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, &self.tip, self.superblock.incompat & RECORDS != 0)?;
         if layout.segment_bytes + PAGE > room {
             let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
             return Err(corrupt(at, what));
@@ -204,11 +227,11 @@ impl Store {
         }
         not_truncated(&*self.storage, self.tip.end)?;
         let before = self.tip.sequence;
-        if superblock.durable.sequence >= before {
-            self.follow(&superblock.durable, false)?;
+        let durable = superblock.durable;
+        (self.superblock, self.slot) = (superblock, slot);
+        if durable.sequence >= before {
+            self.follow(&durable, false)?;
         }
-        self.superblock = superblock;
-        self.slot = slot;
         Ok(self.tip.sequence > before)
     }
 
@@ -227,8 +250,7 @@ impl Store {
             return Err(Error::argument("blocks", format!("the blocks of {token_count} tokens"), found));
         }
 
-        let mut packed = Vec::new();
-        let mut crcs = Vec::new();
+        let (mut packed, mut crcs) = (Vec::new(), Vec::new());
         for slot in 0..geometry.layer_count() {
             for block in blocks {
                 let extent = extent_of(block, geometry, slot, &mut packed)?;
@@ -244,19 +266,70 @@ impl Store {
         }
         let sections = [token_bytes, spans, index, crcs];
         let section_crcs = std::array::from_fn(|i| crc32c::crc32c(&sections[i]));
-        let header =
-            SegmentHeader { sequence: before.sequence + 1, first_token: before.tokens, token_count, spans_bytes, crcs: section_crcs };
+        let header = SegmentHeader {
+            sequence: before.sequence + 1,
+            first_token: before.tokens,
+            token_count,
+            spans_bytes,
+            crcs: section_crcs,
+            forgotten: Vec::new(),
+        };
+        self.append(header, layout, &sections, blocks)
+    }
+
+    /// Makes it durable that these tokens, which are committed, are forgotten: in segments without tokens, whose header pages say so.
+    pub fn forget(&mut self, ranges: &[Range<u64>]) -> Result<()> {
+        self.writable()?;
+        self.enable(RECORDS)?;
+        for ranges in ranges.chunks(RECORDS_MAX) {
+            let (sequence, first_token) = (self.tip.sequence + 1, self.tip.tokens);
+            let (crcs, forgotten) = ([crc32c::crc32c(&[]); 4], ranges.to_vec());
+            let header = SegmentHeader { sequence, first_token, token_count: 0, spans_bytes: 0, crcs, forgotten };
+            let layout = Layout::new(&self.superblock.geometry, 0, 0);
+            self.append(header, layout, &[const { Vec::new() }; 4], &[])?;
+        }
+        Ok(())
+    }
+
+    /// Sets an incompatible feature, durably and in both superblocks, before anything is written that needs it: a program that does
+    /// not know it shall not take what it cannot read for a torn tail.
+    fn enable(&mut self, feature: u64) -> Result<()> {
+        if self.superblock.incompat & feature != 0 {
+            return Ok(());
+        }
+        let mut superblock = self.superblock.clone();
+        superblock.incompat |= feature;
+        superblock.durable = self.tip;
+        for slot in [self.slot, 1 - self.slot] {
+            superblock.generation = superblock.generation.saturating_add(1);
+            let written = write(&mut *self.storage, &superblock.encode(), slot * PAGE)
+                .and_then(|()| self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source }));
+            // Which of the copies are good is unknown then.
+            self.poisoned |= written.is_err();
+            written?;
+        }
+        self.superblock = superblock;
+        Ok(())
+    }
+
+    /// Writes a segment and its commit page, syncs, and takes it in.
+    fn append(&mut self, header: SegmentHeader, layout: Layout, sections: &[Vec<u8>; 4], blocks: &[Block]) -> Result<()> {
+        let (geometry, before) = (&self.superblock.geometry, self.tip);
         let header_page = header.encode(geometry, &self.superblock.uuid, before.hash);
-        let (commit_page, tip) = CommitPage::encode(&header_page, &layout, token_count, &self.superblock.uuid, &before);
+        let (commit_page, tip) = CommitPage::encode(&header_page, &layout, header.token_count, &self.superblock.uuid, &before);
+        // If the disk is full it shall say so before anything is written.
+        let reserved = self.storage.reserve(before.end, tip.end - before.end);
+        reserved.map_err(|source| Error::Io { what: "reserve space for the memory file".into(), source })?;
 
         let mut front = header_page;
-        for ((at, len), bytes) in layout.sections.iter().zip(&sections) {
+        for ((at, len), bytes) in layout.sections.iter().zip(sections) {
             debug_assert_eq!(*len, bytes.len() as u64);
             front.resize(*at as usize, 0);
             front.extend(bytes);
         }
         front.resize(layout.extents_at as usize, 0);
         write(&mut *self.storage, &front, before.end)?;
+        let mut packed = Vec::new();
         for slot in 0..geometry.layer_count() {
             for (i, block) in blocks.iter().enumerate() {
                 let extent = extent_of(block, geometry, slot, &mut packed)?;
@@ -273,13 +346,29 @@ impl Store {
             let _ = self.storage.write_all_at(&[0; PAGE_BYTES], commit_at);
             return Err(e);
         }
-
         let segment = Segment::new(before.end, self.blocks(), header, layout);
-        self.segments.push(segment);
+        self.take_in(segment);
         self.tip = tip;
         self.maps.extend(before.end, tip.end - before.end);
         self.publish();
         Ok(())
+    }
+
+    /// Reserves space for so many more bytes of segments, if the system can: a document that does not fit is noticed before it is read.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let reserved = self.storage.reserve(self.tip.end, bytes);
+        reserved.map_err(|source| Error::Io { what: format!("reserve {bytes} bytes for the memory file"), source })
+    }
+
+    /// Writes a damaged extent anew if `bytes` are what it held: what was acknowledged is not changed, it is brought back.
+    pub fn heal(&mut self, offset: u64, bytes: &[u8], recorded: u32) -> Result<bool> {
+        self.writable()?;
+        if crc32c::crc32c(bytes) != recorded {
+            return Ok(false);
+        }
+        write(&mut *self.storage, bytes, offset)?;
+        self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source })?;
+        Ok(true)
     }
 
     /// Rewrites the older superblock with the present tip, which is durable. If that fails the commit stands all the same, and
@@ -305,32 +394,4 @@ fn extent_of<'a>(block: &'a Block, geometry: &Geometry, slot: usize, packed: &'a
     }
     block.pack(geometry, slot, packed)?;
     Ok(packed)
-}
-
-/// The newest valid superblock, and which copy may be written next without putting the only durable one at risk.
-fn read_superblocks(storage: &dyn Storage) -> Result<(Superblock, u64)> {
-    let len = file_len(storage)?;
-    let mut pages = [0; 2 * PAGE_BYTES];
-    let n = len.min(FIRST_SEGMENT) as usize;
-    read(storage, &mut pages[..n], 0)?;
-    let (first, second) = pages.split_at(PAGE_BYTES);
-    if !Superblock::is_magic(first) && !Superblock::is_magic(second) {
-        let found = format!("{:02x?}, {len} bytes in all", &first[..8]);
-        return Err(Error::Format { file: FILE, offset: 0, field: "magic".into(), expected: "\"LOCIMEM\\n\"".into(), found });
-    }
-    match (Superblock::parse(first, 0), Superblock::parse(second, PAGE)) {
-        // A copy with features from the future is not a torn one: the older copy would lead to a wrong reading.
-        (Err(e @ Error::Unsupported(_)), _) | (_, Err(e @ Error::Unsupported(_))) => Err(e),
-        (Ok(a), Ok(b)) => {
-            let one_file = a.uuid == b.uuid && a.geometry == b.geometry && a.fingerprint == b.fingerprint;
-            if !one_file {
-                return Err(corrupt(PAGE, "the two superblocks belong to different memories".into()));
-            }
-            // The older copy is known to be durable, because the newer one was written after a sync; the newer one may yet be lost.
-            Ok(if b.generation > a.generation { (b, 1) } else { (a, 0) })
-        }
-        (Ok(a), Err(_)) => Ok((a, 1)),
-        (Err(_), Ok(b)) => Ok((b, 0)),
-        (Err(e), Err(_)) => Err(e),
-    }
 }

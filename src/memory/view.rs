@@ -120,6 +120,10 @@ pub struct Stats {
     pub tokens: u64,
     /// Durable tokens.
     pub committed_tokens: u64,
+    /// Tokens that are forgotten: they still count above.
+    pub forgotten_tokens: u64,
+    /// Blocks that this handle found damaged and does not read any more.
+    pub dropped_blocks: usize,
     /// Blocks, committed or not.
     pub blocks: usize,
     /// Commits.

@@ -308,7 +308,11 @@ fn add_residual(h: &Hparams, pass: &Pass<'_>, post_norm: Option<&[f32]>, x: &mut
 /// Every block of a Focused Transformer's memory, seen whole by every query: it is all older than the window.
 fn fot_segments<'a>(memory: &'a Memory, slot: usize, head: usize, segments: &mut Vec<KvSegment<'a>>, bytes_read: &mut u64) -> Result<()> {
     for block in 0..memory.blocks() {
-        let (keys, values) = (memory.keys(slot, head, block)?, memory.values(slot, head, block)?);
+        if !memory.is_readable(block) {
+            continue;
+        }
+        let both = memory.keys(slot, head, block).and_then(|keys| Ok((keys, memory.values(slot, head, block)?)));
+        let Some((keys, values)) = memory.or_drop(block, both)? else { continue };
         *bytes_read += (keys.bytes.len() + values.bytes.len()) as u64;
         segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query: QueryKind::Memory, visibility: Visibility::All });
     }

@@ -13,6 +13,7 @@
 //! `placed.1`; it is rebuilt when either is out of date.
 
 use super::hparams::Hparams;
+use crate::bytes::Cursor;
 use crate::error::Result;
 use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::codec::Codec;
@@ -129,6 +130,58 @@ impl Recall {
         self.choice += 1;
     }
 
+    /// What a snapshot keeps: the sinks and the choice. Copies are made anew from them.
+    ///
+    /// Layout: sinks (u64 tokens; for each layer u64 floats and keys, u64 floats and values), chosen blocks (u64 count; u64 memory, u64
+    /// block, f32 share of the votes).
+    pub fn state(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend((self.sinks.tokens as u64).to_le_bytes());
+        for rows in self.sinks.keys.iter().zip(&self.sinks.values).flat_map(|(k, v)| [k, v]) {
+            out.extend((rows.len() as u64).to_le_bytes());
+            out.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        out.extend((self.chosen.len() as u64).to_le_bytes());
+        for (at, share) in &self.chosen {
+            out.extend((at.memory as u64).to_le_bytes());
+            out.extend((at.block as u64).to_le_bytes());
+            out.extend(share.to_le_bytes());
+        }
+        out
+    }
+
+    /// Takes up what [`Recall::state`] gave; `blocks` has how many blocks each memory holds.
+    pub fn restore(&mut self, h: &Hparams, blocks: &[usize], c: &mut Cursor<'_>) -> Result<()> {
+        let at = c.offset();
+        let tokens = c.u64("sinks")? as usize;
+        if tokens > self.sinks_max {
+            return Err(c.error_at(at, "sinks", format!("at most {}", self.sinks_max), tokens));
+        }
+        let mut sinks = Sinks { tokens, ..Sinks::default() };
+        for _ in 0..if tokens > 0 { self.layers.len() } else { 0 } {
+            for (length, side) in [(h.key_length, &mut sinks.keys), (h.value_length, &mut sinks.values)] {
+                let at = c.offset();
+                let (n, expected) = (c.count("sink rows", 4)?, tokens * h.head_count_kv * length);
+                if n != expected {
+                    return Err(c.error_at(at, "sink rows", expected, n));
+                }
+                side.push(c.take("sink rows", 4 * n)?.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect());
+            }
+        }
+        let mut chosen = Vec::new();
+        for _ in 0..c.count("chosen blocks", 20)? {
+            let at = c.offset();
+            let (memory, block) = (c.u64("chosen memory")? as usize, c.u64("chosen block")? as usize);
+            if blocks.get(memory).is_none_or(|n| block >= *n) || chosen.len() > self.blocks_max {
+                return Err(c.error_at(at, "chosen block", format!("at most {} of those in {blocks:?}", self.blocks_max + 1), block));
+            }
+            chosen.push((BlockAddress { memory, block }, f32::from_le_bytes(c.array("share")?)));
+        }
+        (self.sinks, self.chosen) = (sinks, chosen);
+        self.choice += 1;
+        Ok(())
+    }
+
     /// Begins or ends a pass that only notes queries.
     pub fn set_surveying(&mut self, surveying: bool) {
         self.surveying = surveying;
@@ -205,6 +258,9 @@ impl Recall {
         // The first block of a text draws attention whatever is asked (it is the sink): it has no vote to win.
         let firsts: Vec<usize> = blocks.iter().scan(0, |start, n| Some(std::mem::replace(start, *start + n))).collect();
         candidates.retain(|c| firsts.binary_search(c).is_err());
+        let readable: Vec<bool> = addresses(&blocks, &candidates).iter().map(|at| memories[at.memory].is_readable(at.block)).collect();
+        let mut readable = readable.into_iter();
+        candidates.retain(|_| readable.next() == Some(true));
         let all = addresses(&blocks, &candidates);
         let votes = self.vote(pass, &candidates, |slot, queries| best_key_logits(h, slot, memories, &all, queries))?;
         let geometry = memories.first().map(|m| m.geometry());
@@ -215,6 +271,8 @@ impl Recall {
         if self.blocks_max > 0 && self.sinks.tokens == 0 && blocks.first().is_some_and(|n| *n > 0) {
             self.chosen.insert(0, (BlockAddress { memory: 0, block: 0 }, 0.0));
         }
+        // What follows a candidate may be forgotten, and a candidate may just have turned out damaged.
+        self.chosen.retain(|(at, _)| memories[at.memory].is_readable(at.block));
         self.choice += 1;
         Ok(())
     }
@@ -264,7 +322,11 @@ fn best_key_logits(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[Blo
     let mut keys = Vec::new();
     for (b, at) in blocks.iter().enumerate() {
         for head in 0..h.head_count_kv {
-            let view = memories[at.memory].keys(slot, head, at.block)?;
+            let memory = memories[at.memory];
+            let Some(view) = memory.or_drop(at.block, memory.keys(slot, head, at.block))? else {
+                (0..rows).for_each(|row| logits[row * blocks.len() + b] = f32::NEG_INFINITY);
+                break;
+            };
             keys.clear();
             keys.resize(view.len * d, 0.0);
             view.decode(&mut keys);
@@ -380,8 +442,14 @@ fn place(
     bytes_read: &mut u64,
 ) -> Result<()> {
     let mut total = sinks.tokens;
+    let mut readable = Vec::new();
     for (at, _) in chosen {
-        total += memories[at.memory].block(at.block)?.len;
+        let memory = memories[at.memory];
+        // A block that is damaged in this layer is left out here.
+        if memory.or_drop(at.block, memory.keys(slot, 0, at.block))?.is_some() {
+            total += memory.block(at.block)?.len;
+            readable.push(at);
+        }
     }
     let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
     let mut keys = vec![0.0; total * key_row];
@@ -392,7 +460,7 @@ fn place(
     }
     let mut at = sinks.tokens;
     let mut rows = Vec::new();
-    for (address, _) in chosen {
+    for address in readable {
         let memory = memories[address.memory];
         for head in 0..h.head_count_kv {
             let (k, v) = (memory.keys(slot, head, address.block)?, memory.values(slot, head, address.block)?);

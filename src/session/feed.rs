@@ -1,6 +1,6 @@
 //! Feeding tokens: prefill in batches, the windows of a Focused Transformer, and what happens when the local window is full.
 
-use super::remember::Readers;
+use super::memories::Readers;
 use super::{Overflow, Progress, Session, SharedMemory};
 use crate::error::{Error, Result};
 use crate::model::forward::{Context, Outputs, forward};
@@ -155,6 +155,7 @@ impl Session {
     pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
         let readers = Readers::lock(memories);
         let memories = readers.list();
+        memories.iter().try_for_each(|m| m.check_length())?;
         let retrieves = self.model.hparams().fot.is_none() && (!memories.is_empty() || self.recall.has_sinks());
         let has_logits = matches!(outputs, Outputs::Last);
         let mut context = Context {

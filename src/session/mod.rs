@@ -8,14 +8,18 @@ mod embed;
 mod feed;
 mod footprint;
 mod generate;
+mod memories;
+mod options;
 mod remember;
+mod snapshot;
 mod stats;
 
 pub use embed::Pooling;
 pub use feed::ReferenceCall;
 pub use footprint::Estimate;
 pub use generate::{Finish, GenerateOptions, Piece};
-pub use remember::{Passage, SharedMemory};
+pub use memories::{Passage, SharedMemory};
+pub use remember::Repair;
 pub use stats::SessionStats;
 
 use crate::error::{Error, Result};

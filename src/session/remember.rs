@@ -1,30 +1,16 @@
-//! Memories of a session: attaching, what overflows from the window, and reading documents into a file.
+//! Reading documents into a memory, going on where a crash interrupted that, and computing again what a disk has damaged.
+//!
+//! A document is read in the same windows each time, and what is computed does not depend on threads or batches: so what is read again
+//! from its beginning comes to the same bits.
 
-use super::{Overflow, Progress, Session};
+use super::memories::{Take, read, write};
+use super::{Progress, Session, SharedMemory};
 use crate::error::{Error, Result};
-use crate::kernels::rotary::Turn;
-use crate::memory::{LayerKv, Memory, Source};
+use crate::memory::{Damage, LayerKv, Memory, Source, Unfinished};
 use crate::model::Model;
 use crate::model::forward::Outputs;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-/// A memory that several sessions of a process may hold; reads share it, writes exclude.
-pub type SharedMemory = Arc<RwLock<Memory>>;
-
-/// A stretch of a memory that was read, with its source.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Passage {
-    /// Which attached memory (0 is the first attached).
-    pub memory: usize,
-    /// First token within it.
-    pub first_token: u64,
-    /// Tokens.
-    pub len: u64,
-    /// Label given when it was remembered (a file's name), if any.
-    pub source: Option<String>,
-    /// Share of the retrieval score, for ordering: larger was wanted more.
-    pub score: f32,
-}
+use std::ops::Range;
+use std::sync::{Arc, RwLock};
 
 /// Tokens of local context while a document is read into memory by an ordinary model.
 const READING_WINDOW: usize = 2048;
@@ -32,154 +18,23 @@ const READING_WINDOW: usize = 2048;
 /// Tokens of a document that are appended to a file between two commits: bounds the RAM they take meanwhile.
 const TOKENS_BETWEEN_COMMITS: u64 = 4096;
 
-/// A memory for reading. A writer that panicked cannot have left a half-published state: blocks are published whole.
-pub(super) fn read(memory: &SharedMemory) -> RwLockReadGuard<'_, Memory> {
-    memory.read().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Several memories, locked for reading. One that is there twice is locked once, and all sessions lock in one order: otherwise
-/// two of them, each waiting behind a writer for the memory that the other holds, would wait for ever.
-pub(super) struct Readers<'a> {
-    guards: Vec<RwLockReadGuard<'a, Memory>>,
-    /// Which of the guards is that of each memory.
-    own: Vec<usize>,
-}
-
-impl<'a> Readers<'a> {
-    pub fn lock(memories: &'a [SharedMemory]) -> Readers<'a> {
-        let mut order: Vec<&SharedMemory> = memories.iter().collect();
-        order.sort_by_key(|m| Arc::as_ptr(m));
-        order.dedup_by_key(|m| Arc::as_ptr(m));
-        let own = memories.iter().map(|m| order.partition_point(|o| Arc::as_ptr(o) < Arc::as_ptr(m))).collect();
-        Readers { guards: order.into_iter().map(read).collect(), own }
-    }
-
-    /// The memories, in the order in which they were given.
-    pub fn list(&self) -> Vec<&Memory> {
-        self.own.iter().map(|i| &*self.guards[*i]).collect()
-    }
-}
-
-fn write(memory: &SharedMemory) -> RwLockWriteGuard<'_, Memory> {
-    memory.write().unwrap_or_else(|e| e.into_inner())
+/// What [`Session::repair`] has done.
+#[derive(Debug, Default)]
+pub struct Repair {
+    /// Indices and tables of checksums that were made again from the keys.
+    pub sections: usize,
+    /// Blocks of a layer that were computed again, to the same bits.
+    pub extents: usize,
+    /// What stays damaged.
+    pub lost: Vec<Damage>,
 }
 
 impl Session {
-    /// Attaches a memory to read from and returns its index among the attached ones.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] if another model made it.
-    pub fn attach_memory(&mut self, memory: SharedMemory) -> Result<usize> {
-        self.check_memory(&read(&memory))?;
-        self.attached.push(memory);
-        self.recall.forget_choice();
-        Ok(self.attached.len() - 1)
-    }
-
-    /// Detaches all attached memories.
-    pub fn detach_memories(&mut self) {
-        self.attached.clear();
-        self.recall.forget_choice();
-    }
-
-    fn check_memory(&self, memory: &Memory) -> Result<()> {
-        let (ours, theirs) = (self.model.fingerprint(), memory.fingerprint());
-        if ours != theirs {
-            return Err(Error::mismatch("the model that made the memory", ours, theirs));
-        }
-        let (mut ours, theirs) = (self.model.memory_geometry(), memory.geometry());
-        ours.codec = theirs.codec;
-        if ours != *theirs {
-            return Err(Error::mismatch("the shape of the memory", format!("{ours:?}"), format!("{theirs:?}")));
-        }
-        Ok(())
-    }
-
-    /// The memories that the session reads: the attached ones, then its own.
-    pub(super) fn memories(&self) -> impl Iterator<Item = &SharedMemory> {
-        self.attached.iter().chain(&self.overflow)
-    }
-
-    /// Tokens in all memories that the session reads.
-    pub(super) fn memory_len(&self) -> u64 {
-        self.memories().map(|m| read(m).len()).sum()
-    }
-
-    /// True if what does not fit the window goes on rather than ending with an error.
-    pub(super) fn overflows(&self) -> bool {
-        self.options.overflow.is_some() || self.model.hparams().fot.is_some() || !self.attached.is_empty()
-    }
-
-    /// Gives the session's own overflow memory a certain encoding (the file's, or f16, unless told). Before the first token
-    /// only.
-    pub fn set_overflow_memory(&mut self, memory: SharedMemory) -> Result<()> {
-        self.check_memory(&read(&memory))?;
-        if !self.is_empty() {
-            return Err(Error::argument("session", "an empty session", format!("{} tokens", self.len())));
-        }
-        self.overflow = Some(memory);
-        Ok(())
-    }
-
-    /// The session's own memory of what left the local window, if anything has.
-    pub fn overflow_memory(&self) -> Option<&SharedMemory> {
-        self.overflow.as_ref()
-    }
-
-    /// Moves the `n` oldest entries of the window into the session's own memory.
-    pub(super) fn evict(&mut self, n: usize) -> Result<()> {
-        let memory = match &self.overflow {
-            Some(m) => m.clone(),
-            None => {
-                let m = Memory::in_ram(self.model.memory_geometry(), self.model.fingerprint().clone())?;
-                self.overflow.insert(Arc::new(RwLock::new(m))).clone()
-            }
-        };
-        self.evict_into(&memory, n, None)
-    }
-
-    /// Moves the `n` oldest entries of the window into `memory`. On error the window is as before.
-    fn evict_into(&mut self, memory: &SharedMemory, n: usize, reading: Option<&mut Reading<'_>>) -> Result<()> {
-        let n = n.min(self.window.len());
-        if n == 0 {
-            return Ok(());
-        }
-        let oldest = self.tokens.len() - usize::from(self.pending) - self.window.len();
-        let raw = self.raw_entries(n);
-        let layers: Vec<LayerKv<'_>> = raw.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
-        let tokens = &self.tokens[oldest..oldest + n];
-        let source = reading.map(|r| r.source(&self.model, tokens));
-        write(memory).append(tokens, source, &layers)?;
-        let sinks = self.recall.sinks_wanted().min(n);
-        if self.model.hparams().fot.is_none() && sinks > 0 {
-            let h = self.model.hparams();
-            let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
-            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])));
-        }
-        self.window.evict(n);
-        Ok(())
-    }
-
-    /// Unrotated keys and values of the `n` oldest entries, for each layer that a memory stores.
-    fn raw_entries(&self, n: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
-        let h = self.model.hparams();
-        let rotated = h.fot.as_ref().is_none_or(|f| f.memory_positionals);
-        h.memory_layers
-            .iter()
-            .map(|&l| {
-                let (mut keys, mut values) = (Vec::new(), Vec::new());
-                self.window.entries(l, n, &mut keys, &mut values);
-                if rotated {
-                    self.rotary.global.turn(Turn::Back, self.window.first(), &mut keys, h.head_count_kv, h.key_length);
-                }
-                (keys, values)
-            })
-            .collect()
-    }
-
     /// Reads `tokens` into `memory`: the keys and values of every token are appended. The session's own context is reset
-    /// before and after; attached memories are not consulted. A memory on a file is committed every few thousand tokens, so
-    /// that a document of any size takes little RAM; what follows the last of these commits is durable with the next one.
+    /// before and after; attached memories are not consulted.
+    ///
+    /// A memory on a file first makes the tokens themselves durable, and is committed every few thousand tokens, so that a document
+    /// of any size takes little RAM, and at the end. After a crash in between [`Session::resume`] goes on.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `progress` or a cancel handle said so: what was appended stays, and the memory's length tells
@@ -187,15 +42,68 @@ impl Session {
     pub fn remember(&mut self, memory: &SharedMemory, tokens: &[u32], source: Option<&str>, progress: Progress<'_>) -> Result<()> {
         self.check_memory(&read(memory))?;
         self.check_tokens(tokens)?;
-        self.reset();
-        let attached = std::mem::take(&mut self.attached);
-        let result = self.read_into(memory, tokens, source, progress);
-        self.attached = attached;
-        self.reset();
-        result
+        let is_logged = write(memory).begin(source, tokens)?;
+        self.read_document(memory, tokens, 0, source, is_logged, progress)
     }
 
-    fn read_into(&mut self, memory: &SharedMemory, tokens: &[u32], source: Option<&str>, progress: Progress<'_>) -> Result<()> {
+    /// Goes on with the document whose reading into `memory` a crash has interrupted, if there is one: true if so. At most the tokens
+    /// since the last commit are computed again. An ordinary model first reads the window before them again, without what stood before
+    /// that: what it remembers then is not the same to the bit, as it would be had it not been interrupted.
+    ///
+    /// # Errors
+    /// As [`Session::remember`].
+    pub fn resume(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<bool> {
+        self.check_memory(&read(memory))?;
+        let Some(Unfinished { label, tokens, first_token }) = read(memory).unfinished()? else { return Ok(false) };
+        self.check_tokens(&tokens)?;
+        let done = (read(memory).committed_len() - first_token) as usize;
+        write(memory).go_on();
+        self.read_document(memory, &tokens, done, label.as_deref(), true, progress)?;
+        Ok(true)
+    }
+
+    /// Reads the tokens of a document from number `done` on.
+    fn read_document(
+        &mut self,
+        memory: &SharedMemory,
+        tokens: &[u32],
+        done: usize,
+        label: Option<&str>,
+        is_logged: bool,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        self.reset();
+        let attached = std::mem::take(&mut self.attached);
+        let mut at = bytes_of(&self.model, &tokens[..done]);
+        let mut take = |model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+            let start = at;
+            at += bytes_of(model, tokens);
+            let mut memory = write(memory);
+            memory.append(tokens, label.map(|label| Source { label, text: start..at }), layers)?;
+            if memory.is_on_file() && memory.pending_len() >= TOKENS_BETWEEN_COMMITS {
+                memory.commit()?;
+            }
+            Ok(())
+        };
+        // FoT windows read the memory made so far (its keys hold what their tokens read there).
+        let visible = if self.model.hparams().fot.is_some() { vec![memory.clone()] } else { Vec::new() };
+        let result = self.read_windows(tokens, done, &visible, &mut take, progress);
+        self.attached = attached;
+        self.reset();
+        // Given up is finished too: it was the caller's wish, or will fail again.
+        let finished = if is_logged { write(memory).finish() } else { Ok(()) };
+        result.and(finished)
+    }
+
+    /// Computes `tokens` from number `done` on, and hands what leaves the window to `take`.
+    fn read_windows(
+        &mut self,
+        tokens: &[u32],
+        done: usize,
+        visible: &[SharedMemory],
+        take: Take<'_>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let is_fot = self.model.hparams().fot.is_some();
         let window = match &self.model.hparams().fot {
             Some(fot) => fot.window_length.min(self.window.capacity()),
@@ -203,93 +111,173 @@ impl Session {
         };
         // A Focused Transformer was trained on whole windows; what an ordinary model reads keeps its recent context.
         let leaving = if is_fot { window } else { (window / 4).max(1) };
-        // FoT windows read the memory made so far (its keys hold what their tokens read there).
-        let visible = if is_fot { vec![memory.clone()] } else { Vec::new() };
-        let mut reading = source.map(|label| Reading { label, at: 0 });
-        let mut done = 0;
-        while done < tokens.len() {
-            if self.window.len() >= window {
-                self.evict_into(memory, leaving, reading.as_mut())?;
-                commit_if_large(memory)?;
+        // Context that is there already is computed without being stored again.
+        let mut skip = 0;
+        let mut at = done;
+        if !is_fot && done > 0 {
+            let sinks = self.recall.sinks_wanted().min(done);
+            if sinks > 0 {
+                self.compute(&tokens[..sinks], Outputs::Memory, visible)?;
+                self.evict_to(sinks, &mut |_, _, _| Ok(()))?;
             }
-            let n = self.options.batch.min(tokens.len() - done).min(window - self.window.len());
+            skip = (window - leaving).min(done);
+            at -= skip;
+        }
+        let mut take = |model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+            let from = skip.min(tokens.len());
+            skip -= from;
+            let rest: Vec<_> = layers
+                .iter()
+                .map(|l| LayerKv {
+                    keys: &l.keys[l.keys.len() / tokens.len() * from..],
+                    values: &l.values[l.values.len() / tokens.len() * from..],
+                })
+                .collect();
+            if from < tokens.len() { take(model, &tokens[from..], &rest) } else { Ok(()) }
+        };
+        while at < tokens.len() {
+            if self.window.len() >= window {
+                self.evict_to(leaving, &mut take)?;
+            }
+            let n = self.options.batch.min(tokens.len() - at).min(window - self.window.len());
             let start = std::time::Instant::now();
-            let result = self.compute(&tokens[done..done + n], Outputs::Memory, &visible);
+            let result = self.compute(&tokens[at..at + n], Outputs::Memory, visible);
             if let Err(e) = result {
                 self.cancel.clear();
-                self.evict_into(memory, self.window.len(), reading.as_mut())?;
+                self.evict_to(self.window.len(), &mut take)?;
                 return Err(e);
             }
             self.counters.prefill_tokens += n as u64;
             self.counters.prefill_seconds += start.elapsed().as_secs_f64();
-            done += n;
-            if progress(done, tokens.len()).is_break() {
-                self.evict_into(memory, self.window.len(), reading.as_mut())?;
+            at += n;
+            if at > done && progress(at, tokens.len()).is_break() {
+                self.evict_to(self.window.len(), &mut take)?;
                 return Err(Error::Cancelled);
             }
         }
-        self.evict_into(memory, self.window.len(), reading.as_mut())
+        self.evict_to(self.window.len(), &mut take)
     }
 
-    /// Which stored passages were read for the last tokens, most wanted first. Ordinary models only: a Focused Transformer
-    /// reads all of its memory, or a choice per query and head.
-    pub fn passages(&self) -> Vec<Passage> {
-        let shared: Vec<_> = self.memories().cloned().collect();
-        let readers = Readers::lock(&shared);
-        let memories = readers.list();
-        let sources: Vec<_> = memories.iter().map(|m| m.sources().unwrap_or_default()).collect();
-        let source_at = |memory: usize, token: u64| {
-            let span = sources[memory].iter().find(|s| s.tokens.contains(&token));
-            span.map(|s| s.label.clone())
-        };
-        let mut passages: Vec<Passage> = Vec::new();
-        for &(at, score) in self.recall.chosen() {
-            let Some(memory) = memories.get(at.memory) else { continue };
-            let Ok(block) = memory.block(at.block) else { continue };
-            let source = source_at(at.memory, block.first_token);
-            match passages.last_mut() {
-                Some(p) if p.memory == at.memory && p.first_token + p.len == block.first_token && p.source == source => {
-                    p.len += block.len as u64;
-                    p.score = p.score.max(score);
-                }
-                _ => passages.push(Passage { memory: at.memory, first_token: block.first_token, len: block.len as u64, source, score }),
+    /// Brings back what [`Memory::verify`](crate::memory::Memory::verify) finds damaged in a memory that is open for writing: sections that
+    /// follow from others, and, by reading their documents again, keys and values. Nothing is written that does not match the checksum
+    /// of what was there; so a document that was read by another build, in another window or after a crash may stay damaged.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Io`]. What was brought back until then stays.
+    pub fn repair(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<Repair> {
+        self.check_memory(&read(memory))?;
+        let mut done = Repair::default();
+        loop {
+            let healed = write(memory).heal_sections()?;
+            done.sections += healed;
+            if healed == 0 {
+                break;
             }
         }
-        passages.sort_by(|a, b| b.score.total_cmp(&a.score));
-        passages
+        done.lost = read(memory).verify(|_, _| true)?;
+        let documents = documents(memory)?;
+        for document in documents {
+            let mut wanted: Vec<(usize, Range<u64>)> = Vec::new();
+            for damage in done.lost.iter().filter(|d| d.layer_slot.is_some()) {
+                let span = read(memory).block(damage.blocks.start)?;
+                let tokens = span.first_token..span.first_token + span.len as u64;
+                if document.start <= tokens.start && tokens.end <= document.end {
+                    wanted.push((damage.blocks.start, tokens));
+                }
+            }
+            wanted.sort_by_key(|w| w.0);
+            wanted.dedup_by_key(|w| w.0);
+            if !wanted.is_empty() {
+                self.repair_document(memory, document, &wanted, &mut done, progress)?;
+            }
+        }
+        Ok(done)
     }
 
-    /// How a full window makes room.
-    pub(super) fn overflow_rule(&self) -> Overflow {
-        let quarter = (self.window.capacity() / 4).max(1);
-        match self.options.overflow {
-            None | Some(Overflow::Slide { block: 0 }) => Overflow::Slide { block: quarter },
-            Some(rule) => rule,
+    /// Reads a document again and heals the `wanted` blocks (with their tokens).
+    fn repair_document(
+        &mut self,
+        memory: &SharedMemory,
+        document: Range<u64>,
+        wanted: &[(usize, Range<u64>)],
+        done: &mut Repair,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        if self.model.hparams().fot.is_some() && document.start > 0 {
+            // Its keys hold what their tokens read in the memory as it was then, and we cannot show the memory as it was.
+            return Ok(());
         }
+        let tokens = read(memory).tokens(document.clone())?;
+        let end = wanted.last().map_or(document.start, |w| w.1.end);
+        self.check_tokens(&tokens)?;
+        self.reset();
+        let attached = std::mem::take(&mut self.attached);
+        let (geometry, fingerprint) = (read(memory).geometry().clone(), read(memory).fingerprint().clone());
+        let again: SharedMemory = Arc::new(RwLock::new(Memory::in_ram(geometry, fingerprint)?));
+        let visible = if self.model.hparams().fot.is_some() { vec![again.clone()] } else { Vec::new() };
+        let mut at = document.start;
+        let mut rows: Vec<Vec<(Vec<f32>, Vec<f32>)>> = wanted.iter().map(|_| Vec::new()).collect();
+        let mut take = |_: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+            let here = at..at + tokens.len() as u64;
+            at = here.end;
+            for ((block, span), rows) in wanted.iter().zip(&mut rows) {
+                let part = span.start.max(here.start)..span.end.min(here.end);
+                if part.is_empty() {
+                    continue;
+                }
+                rows.resize_with(layers.len(), Default::default);
+                let (from, to) = ((part.start - here.start) as usize, (part.end - here.start) as usize);
+                for (rows, layer) in rows.iter_mut().zip(layers) {
+                    let (k, v) = (layer.keys.len() / tokens.len(), layer.values.len() / tokens.len());
+                    rows.0.extend(&layer.keys[from * k..to * k]);
+                    rows.1.extend(&layer.values[from * v..to * v]);
+                }
+                if part.end == span.end {
+                    let whole: Vec<_> = rows.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
+                    heal(memory, *block, &whole, done)?;
+                    rows.clear();
+                }
+            }
+            if visible.is_empty() { Ok(()) } else { write(&again).append(tokens, None, layers) }
+        };
+        let last = (end - document.start) as usize;
+        let result = self.read_windows(&tokens[..last], 0, &visible, &mut take, progress);
+        self.attached = attached;
+        self.reset();
+        result
     }
 }
 
-fn commit_if_large(memory: &SharedMemory) -> Result<()> {
-    let mut memory = write(memory);
-    if memory.is_on_file() && memory.len() - memory.committed_len() >= TOKENS_BETWEEN_COMMITS {
-        memory.commit()?;
+/// Heals what is lost of a block, from its rows.
+fn heal(memory: &SharedMemory, block: usize, rows: &[LayerKv<'_>], done: &mut Repair) -> Result<()> {
+    let mut lost = Vec::new();
+    for damage in std::mem::take(&mut done.lost) {
+        match damage.layer_slot {
+            Some(slot) if damage.blocks.start == block && write(memory).heal_extent(slot, block, rows)? => done.extents += 1,
+            _ => lost.push(damage),
+        }
     }
+    done.lost = lost;
     Ok(())
 }
 
-/// A document on its way into a memory.
-struct Reading<'a> {
-    label: &'a str,
-    /// Bytes of the document that have been stored.
-    at: u64,
+/// The tokens of each document, from where its text begins: the spans of its commits, joined.
+fn documents(memory: &SharedMemory) -> Result<Vec<Range<u64>>> {
+    let mut out: Vec<Range<u64>> = Vec::new();
+    let mut last: Option<(String, u64)> = None;
+    for span in read(memory).sources()? {
+        match (out.last_mut(), &last) {
+            (Some(tokens), Some((label, text))) if tokens.end == span.tokens.start && *label == span.label && *text == span.text.start => {
+                tokens.end = span.tokens.end;
+            }
+            _ => out.push(span.tokens.clone()),
+        }
+        last = Some((span.label, span.text.end));
+    }
+    Ok(out)
 }
 
-impl<'a> Reading<'a> {
-    /// The source of the next tokens.
-    fn source(&mut self, model: &Model, tokens: &[u32]) -> Source<'a> {
-        let bytes: usize = tokens.iter().filter_map(|t| model.tokenizer().token_bytes(*t)).map(|b| b.len()).sum();
-        let start = self.at;
-        self.at += bytes as u64;
-        Source { label: self.label, text: start..self.at }
-    }
+/// Bytes of the text that these tokens are.
+fn bytes_of(model: &Model, tokens: &[u32]) -> u64 {
+    tokens.iter().filter_map(|t| model.tokenizer().token_bytes(*t)).map(|b| b.len() as u64).sum()
 }

@@ -52,7 +52,7 @@ impl Session {
     /// Figures since the session was made.
     pub fn stats(&self) -> SessionStats {
         let c = &self.counters;
-        let memory_sum = |f: &dyn Fn(&Memory) -> u64| self.memories().map(|m| f(&super::remember::read(m))).sum::<u64>();
+        let memory_sum = |f: &dyn Fn(&Memory) -> u64| self.memories().map(|m| f(&super::memories::read(m))).sum::<u64>();
         let map = self.model.gguf().map();
         let mapped = if map.is_file_backed() { map.len() as u64 } else { 0 };
         SessionStats {

@@ -324,6 +324,12 @@ static void memories(loci_model *model, const char *dir) {
     loci_memory *memory, *reader, *ram;
     loci_memory_stats stats;
     loci_memory_options memory_options;
+    loci_compact_options compact;
+    loci_source source;
+    loci_session *loaded;
+    size_t sources;
+    int32_t resumed = 9;
+    const char *saved = in_dir(dir, "job.session");
     loci_session *session;
     loci_passage passage;
     loci_finish finish;
@@ -391,7 +397,52 @@ static void memories(loci_model *model, const char *dir) {
     OK(loci_memory_commit(memory));
     OK(loci_memory_len(memory, &length));
     CHECK(length == 2 * count);
+
+    /* Where tokens come from, what is forgotten, whether all is well. */
+    OK(loci_memory_sources(memory, &sources));
+    CHECK(sources == 2);
+    source.struct_size = sizeof source;
+    OK(loci_memory_source(memory, 1, &source));
+    CHECK(strcmp(source.label, "again") == 0 && source.first_token == count && source.token_count == count);
+    CHECK(source.text_start == 0 && source.text_end > source.text_start);
+    IS(LOCI_NOT_FOUND, loci_memory_source(memory, 2, &source));
+    OK(loci_memory_forget(memory, "again", &length));
+    CHECK(length == count);
+    OK(loci_memory_forget(memory, "nobody", &length));
+    CHECK(length == 0);
+    stats.struct_size = sizeof stats;
+    OK(loci_memory_stats_get(memory, &stats));
+    CHECK(stats.forgotten_tokens == count && stats.dropped_blocks == 0);
+    OK(loci_memory_verify(memory, NULL, NULL, &length));
+    CHECK(length == 0);
+    OK(loci_session_repair(session, memory, NULL, NULL, &length));
+    CHECK(length == 0);
+    OK(loci_session_resume(session, memory, NULL, NULL, &resumed));
+    CHECK(resumed == 0);
+    IS(LOCI_BUSY, loci_memory_compact(path, NULL, NULL, NULL));
+
+    /* A session in a file, with a memory attached; then the same answer from both. */
+    OK(loci_session_attach_memory(session, memory, NULL));
+    OK(loci_session_prompt_text(session, PROMPT, LOCI_NUL_TERMINATED, LOCI_ADD_SPECIAL, NULL, NULL));
+    OK(loci_session_save(session, saved));
+    IS(LOCI_FORMAT, loci_session_load(model, path, NULL, 0, &loaded)); /* a memory, not a snapshot */
+    OK(loci_session_load(model, saved, &memory, 1, &loaded));
+    OK(loci_session_generate(session, &how, NULL, NULL, &finish));
+    OK(loci_session_generate(loaded, &how, NULL, NULL, &finish));
+    OK(loci_session_tokens(session, stored, 256, &count));
+    OK(loci_session_tokens(loaded, tokens, 256, &passages));
+    CHECK(count == passages && memcmp(stored, tokens, count * sizeof *tokens) == 0);
+    loci_session_free(loaded);
     loci_session_free(session);
+    loci_memory_free(memory);
+
+    OK(loci_compact_options_init(&compact, sizeof compact));
+    compact.codec = LOCI_MEMORY_F32;
+    OK(loci_memory_compact(path, &compact, NULL, NULL));
+    OK(loci_memory_open(model, path, &memory));
+    stats.struct_size = sizeof stats;
+    OK(loci_memory_stats_get(memory, &stats));
+    CHECK(stats.forgotten_tokens == 0 && stats.tokens > 0);
     loci_memory_free(memory);
 }
 

@@ -4,6 +4,8 @@
 //! cut each sector that is not durable is old, new, half of each, or garbage; so is what a failed sync left behind, for good,
 //! unless it is written again. The length may be the old or the new one.
 
+#![allow(dead_code)]
+
 use loci::bytes::Storage;
 use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Result};
@@ -29,6 +31,8 @@ pub enum Failure {
     Short,
     /// A write leaves all of its bytes, and yet fails; other calls do nothing.
     Late,
+    /// A signal comes in: a write leaves a quarter of its bytes, other calls do nothing.
+    Interrupted,
 }
 
 #[derive(Default)]
@@ -75,6 +79,7 @@ impl Disk {
 fn refused(failure: Failure) -> Error {
     match failure {
         Failure::NoSpace => ErrorKind::StorageFull.into(),
+        Failure::Interrupted => ErrorKind::Interrupted.into(),
         _ => Error::other("simulated input/output error"),
     }
 }
@@ -99,6 +104,7 @@ impl Storage for Disk {
         let done = match failure {
             None | Some(Failure::Late) => buf.len(),
             Some(Failure::Short) => buf.len() / 2,
+            Some(Failure::Interrupted) => buf.len() / 4,
             Some(_) => 0,
         };
         let at = offset as usize;
@@ -111,6 +117,10 @@ impl Storage for Disk {
     }
     fn set_len(&mut self, _: u64) -> Result<()> {
         Err(Error::other("a memory is never cut"))
+    }
+    fn reserve(&mut self, _: u64, _: u64) -> Result<()> {
+        let failure = self.call().1;
+        failure.map_or(Ok(()), |f| Err(refused(f)))
     }
     fn sync(&mut self) -> Result<()> {
         let (mut s, failure) = self.call();

@@ -19,6 +19,7 @@ mod requantise;
 mod run;
 mod simd;
 mod text;
+mod upkeep;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -44,9 +45,9 @@ enum Verb {
     Remember(memory::Remember),
     /// Ask a question with a memory attached, and see which passages were read
     Recall(memory::Recall),
-    /// What a memory file holds, and whether it is whole
+    /// What a memory file holds, whether it is whole, and looking after it
     #[command(subcommand)]
-    Memory(memory::MemoryVerb),
+    Memory(upkeep::MemoryVerb),
     /// Metadata and tensors of any GGUF file
     Inspect(inspect::Inspect),
     /// Text to token ids, or back

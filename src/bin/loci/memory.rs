@@ -1,9 +1,8 @@
-//! `remember`, `recall` and `memory`: context that outlives the window and the process.
+//! `remember` and `recall`: context that outlives the window and the process. Looking after the files: `upkeep.rs`.
 
 use crate::args::{AnswerArgs, ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt, run};
-use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
+use clap::Args;
 use loci::Error;
 use loci::memory::{Codec, Geometry, Memory, SourceSpan};
 use loci::model::Model;
@@ -24,7 +23,8 @@ const THIS_CONVERSATION: &str = "this conversation";
 /// Read files into a memory on disk, creating or extending it
 ///
 /// Every token's keys and values are appended, so that a later question can be answered from them, in this process or another one.
-/// What is read is committed every ten seconds and at the end; Ctrl-C keeps what was read until then.
+/// A text's tokens are durable before the first of them is computed, what is computed is committed every ten seconds and at the end;
+/// Ctrl-C keeps what was read until then. What a crash interrupted is finished first.
 #[derive(Args)]
 pub struct Remember {
     /// Texts to read (`-`: stdin)
@@ -38,6 +38,9 @@ pub struct Remember {
     /// Encoding of a new memory: f32, f16, bf16, k8v4 (keys in 8 bits, values in 4) or k4v4; else the model's own, or f16
     #[arg(long, value_name = "CODEC", value_parser = codec)]
     codec: Option<Codec>,
+    /// Leave out files whose names are in the memory already
+    #[arg(long)]
+    skip_known: bool,
     /// One JSON object in place of lines
     #[arg(long)]
     json: bool,
@@ -58,8 +61,17 @@ impl Remember {
         let _busy = interrupt::guard(session.cancel_handle());
         let mut stored = Vec::new();
         let mut outcome = Ok(());
+        if let Some(label) = resume(&mut session, &memory)? {
+            output::note(&format!("{label}: what was interrupted is finished"));
+        }
+        let done: Vec<SourceSpan> =
+            if self.skip_known { memory.read().map_err(|_| poisoned()).and_then(|m| sources(&m))? } else { Vec::new() };
         for (path, text) in &texts {
             let label = if *path == Path::new("-") { "stdin".to_string() } else { path.display().to_string() };
+            if done.iter().any(|s| s.label == label) {
+                output::note(&format!("{label}: it is in the memory already"));
+                continue;
+            }
             let first = len(&memory);
             let started = Instant::now();
             outcome = read_in(&mut session, &memory, &model.tokenizer().encode_bytes(text, true, false), &label);
@@ -116,25 +128,47 @@ impl Remember {
 /// Reads one text into the memory, committing now and then.
 fn read_in(session: &mut Session, memory: &SharedMemory, tokens: &[u32], label: &str) -> Done {
     let bar = output::token_bar("remembering", tokens.len());
-    let mut last_commit = Instant::now();
     let mut failed = None;
-    let done = session.remember(memory, tokens, Some(label), &mut |done, _| {
+    let done = session.remember(memory, tokens, Some(label), &mut committing(memory, &bar, &mut failed));
+    bar.finish_and_clear();
+    match failed {
+        Some(e) => Err(e.into()),
+        None => Ok(done?),
+    }
+}
+
+/// Finishes what a crash interrupted; its label, if there was something.
+fn resume(session: &mut Session, memory: &SharedMemory) -> Result<Option<String>, Failure> {
+    let Some(rest) = memory.read().map_err(|_| poisoned())?.unfinished()? else { return Ok(None) };
+    let bar = output::token_bar("remembering what was interrupted", rest.tokens.len());
+    let mut failed = None;
+    let done = session.resume(memory, &mut committing(memory, &bar, &mut failed));
+    bar.finish_and_clear();
+    match failed {
+        Some(e) => Err(e.into()),
+        None => Ok(done?.then(|| rest.label.unwrap_or_else(|| "a text without a name".into()))),
+    }
+}
+
+/// Shows progress and commits every now and then; stops when that fails.
+fn committing<'a>(
+    memory: &'a SharedMemory,
+    bar: &'a indicatif::ProgressBar,
+    failed: &'a mut Option<Error>,
+) -> impl FnMut(usize, usize) -> ControlFlow<()> + 'a {
+    let mut last_commit = Instant::now();
+    move |done, _| {
         bar.set_position(done as u64);
         if last_commit.elapsed() >= COMMIT_EVERY {
             last_commit = Instant::now();
             if let Ok(mut memory) = memory.try_write()
                 && let Err(e) = memory.commit()
             {
-                failed = Some(e);
+                *failed = Some(e);
                 return ControlFlow::Break(());
             }
         }
         ControlFlow::Continue(())
-    });
-    bar.finish_and_clear();
-    match failed {
-        Some(e) => Err(e.into()),
-        None => Ok(done?),
     }
 }
 
@@ -245,8 +279,9 @@ impl Recall {
             for (p, text) in passages.iter().zip(&texts) {
                 let here = if p.memory < memories.len() { "(no source)" } else { THIS_CONVERSATION };
                 let source = p.source.as_deref().unwrap_or(here);
+                let of = if memories.len() > 1 { format!("{}: ", self.name(p.memory)) } else { String::new() };
                 let span = format!("{}..{}", p.first_token, p.first_token + p.len);
-                output::print_line(&format!("  {source}, tokens {span}, {:.3}: {:?}", p.score, text.trim()))?;
+                output::print_line(&format!("  {of}{source}, tokens {span}, {:.3}: {:?}", p.score, text.trim()))?;
             }
             for memory in &whole {
                 output::print(&memory.lines())?;
@@ -309,7 +344,7 @@ impl Whole {
 }
 
 /// The sources of a memory. A long text is committed in parts, each a span of its own, which are one again here.
-fn sources(memory: &Memory) -> Result<Vec<SourceSpan>, Failure> {
+pub fn sources(memory: &Memory) -> Result<Vec<SourceSpan>, Failure> {
     let mut out: Vec<SourceSpan> = Vec::new();
     for s in memory.sources()? {
         match out.last_mut() {
@@ -323,7 +358,7 @@ fn sources(memory: &Memory) -> Result<Vec<SourceSpan>, Failure> {
     Ok(out)
 }
 
-fn sources_json(sources: &[SourceSpan]) -> Vec<Value> {
+pub fn sources_json(sources: &[SourceSpan]) -> Vec<Value> {
     sources.iter().map(|s| json!({"label": s.label, "first_token": s.tokens.start, "tokens": s.tokens.end - s.tokens.start})).collect()
 }
 
@@ -336,100 +371,6 @@ fn snippet(session: &Session, memories: &[SharedMemory], passage: &Passage) -> R
     Ok(String::from_utf8_lossy(&session.model().tokenizer().decode(&ids, false)).into_owned())
 }
 
-#[derive(Subcommand)]
-pub enum MemoryVerb {
-    /// What a memory file holds
-    Info(MemoryFile),
-    /// Read every block of a memory file and check it
-    Verify(MemoryFile),
-}
-
-#[derive(Args)]
-pub struct MemoryFile {
-    /// The memory file
-    file: PathBuf,
-    /// One JSON object in place of lines
-    #[arg(long)]
-    json: bool,
-}
-
-impl MemoryVerb {
-    pub fn exec(self) -> Done {
-        match self {
-            MemoryVerb::Info(a) => a.info(),
-            MemoryVerb::Verify(a) => a.verify(),
-        }
-    }
-}
-
-impl MemoryFile {
-    fn info(&self) -> Done {
-        let memory = Memory::open_read_only(&self.file, None)?;
-        let (stats, shape, sources) = (memory.stats(), memory.geometry(), sources(&memory)?);
-        if self.json {
-            let object = json!({
-                "file": self.file.display().to_string(), "tokens": stats.tokens, "committed_tokens": stats.committed_tokens,
-                "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
-                "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
-                "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
-                "codec": shape.codec.name(), "sources": sources_json(&sources),
-            });
-            return output::print_line(&object.to_string());
-        }
-        let mut text = format!(
-            "{}: {} tokens in {} blocks of {}, {} commits, {}\n",
-            self.file.display(),
-            stats.tokens,
-            stats.blocks,
-            shape.block_tokens,
-            stats.commits,
-            output::bytes(stats.file_bytes),
-        );
-        text += &format!(
-            "{} layers, {} heads, keys of {}, values of {}, {}\nmade by {}\n",
-            shape.layers.len(),
-            shape.head_count_kv,
-            shape.key_length,
-            shape.value_length,
-            shape.codec,
-            memory.fingerprint(),
-        );
-        for s in sources {
-            text += &format!("{}: tokens {}..{}\n", s.label, s.tokens.start, s.tokens.end);
-        }
-        output::print(&text)
-    }
-
-    fn verify(&self) -> Done {
-        let memory = Memory::open_read_only(&self.file, None)?;
-        let stats = memory.stats();
-        let bar = ProgressBar::new(stats.file_bytes);
-        let damages = memory.verify(|done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-            true
-        })?;
-        bar.finish_and_clear();
-        if self.json {
-            let list: Vec<Value> = damages
-                .iter()
-                .map(|d| {
-                    json!({"first_block": d.blocks.start, "blocks": d.blocks.len(), "layer_slot": d.layer_slot, "error": d.error.to_string()})
-                })
-                .collect();
-            output::print_line(&json!({"tokens": stats.tokens, "file_bytes": stats.file_bytes, "damages": list}).to_string())?;
-        }
-        match damages.first() {
-            None if self.json => Ok(()),
-            None => output::print_line(&format!("{}: {} tokens, all checksums hold", self.file.display(), stats.tokens)),
-            Some(first) => {
-                let count = damages.len();
-                Err(Failure::failed(format!("{}: {count} damaged parts, the first: {}", self.file.display(), first.error)))
-            }
-        }
-    }
-}
-
-fn codec(name: &str) -> Result<Codec, String> {
+pub fn codec(name: &str) -> Result<Codec, String> {
     Codec::from_name(name).ok_or_else(|| "expected f32, f16, bf16, k8v4 or k4v4".to_string())
 }

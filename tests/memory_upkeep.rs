@@ -1,0 +1,512 @@
+//! The promise to who looks after a memory: what is forgotten is not read any more and leaves with the next compaction; a damaged part
+//! costs no more than itself and can be brought back; a document that a crash interrupts is resumed, none of its tokens lost.
+
+#![allow(clippy::single_range_in_vec_init)] // lists of ranges of tokens, one often
+
+mod common;
+#[path = "common/disk.rs"]
+mod disk;
+
+use common::tiny::{self, TinyOptions};
+use disk::{Disk, Fate, Moment, Op, Rng};
+use loci::Error;
+use loci::memory::{Access, Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source};
+use loci::model::{Model, ModelOptions};
+use loci::sampler::SamplerOptions;
+use loci::session::{Session, SessionOptions, SharedMemory};
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+fn geometry(codec: Codec) -> Geometry {
+    Geometry { layers: vec![0, 1], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 8, codec }
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint { architecture: "llama".into(), hash: [9; 32] }
+}
+
+/// Rows that say which token they are.
+fn rows(g: &Geometry, ids: &[u32]) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let side = |slot: usize, salt: usize| -> Vec<f32> {
+        let row = |id: u32| (0..64).map(move |d| ((id as usize * 31 + slot * 7 + salt + d * 3) % 113) as f32 - 56.0);
+        ids.iter().flat_map(|id| row(*id)).collect()
+    };
+    (0..g.layers.len()).map(|slot| (side(slot, 0), side(slot, 11))).collect()
+}
+
+fn append(m: &mut Memory, ids: &[u32], label: Option<&str>) {
+    let rows = rows(m.geometry(), ids);
+    let layers: Vec<_> = rows.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
+    let at = u64::from(ids[0]) * 3;
+    let source = label.map(|label| Source { label, text: at..at + 3 * ids.len() as u64 });
+    m.append(ids, source, &layers).unwrap();
+}
+
+/// What can be read: token ids, and the keys and values of all layers, of blocks that are to be read.
+fn readable(m: &Memory) -> (Vec<u32>, Vec<f32>) {
+    let (mut ids, mut numbers) = (Vec::new(), Vec::new());
+    for block in (0..m.blocks()).filter(|b| m.is_readable(*b)) {
+        let span = m.block(block).unwrap();
+        ids.extend(m.tokens(span.first_token..span.first_token + span.len as u64).unwrap());
+        let mut parts = Vec::new();
+        for slot in 0..2 {
+            for side in [Side::Keys, Side::Values] {
+                for head in 0..2 {
+                    let mut out = vec![0.0; span.len * 32];
+                    m.rows(side, slot, head, block).unwrap().decode(&mut out);
+                    parts.push(out);
+                }
+            }
+        }
+        for token in 0..span.len {
+            parts.iter().for_each(|p| numbers.extend(&p[token * 32..][..32]));
+        }
+    }
+    (ids, numbers)
+}
+
+/// Three documents of two commits each, the second one under two labels.
+fn library(path: &Path, codec: Codec) -> Memory {
+    let mut m = Memory::create(path, geometry(codec), fingerprint()).unwrap();
+    for (label, ids) in [("a", 0..21), ("a", 21..30), ("b", 30..47), ("c", 47..60), ("b", 60..100), ("a", 100..101)] {
+        append(&mut m, &ids.collect::<Vec<_>>(), Some(label));
+        m.commit().unwrap();
+    }
+    m
+}
+
+fn ids_of(ranges: &[std::ops::Range<u32>]) -> Vec<u32> {
+    ranges.iter().cloned().flatten().collect()
+}
+
+#[test]
+fn a_forgotten_document_is_not_read_any_more_by_anybody_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("library.lmem");
+    let mut m = library(&path, Codec::F16);
+    let mut reader = Memory::open_read_only(&path, None).unwrap();
+    let early = std::fs::read(&path).unwrap();
+    assert_eq!(m.forget("b").unwrap(), 17 + 40);
+    assert_eq!((m.forget("b").unwrap(), m.forget("nobody").unwrap()), (0, 0));
+    let left = ids_of(&[0..30, 47..60, 100..101]);
+    assert_eq!(readable(&m).0, left);
+    assert!(reader.refresh().unwrap());
+    assert_eq!(readable(&reader).0, left);
+    assert!(m.sources().unwrap().iter().all(|s| s.label != "b"));
+    assert_eq!((m.len(), m.stats().forgotten_tokens), (101, 57), "tokens keep their numbers");
+    // A document of the same name may come again, and be forgotten with the first.
+    append(&mut m, &[200, 201], Some("b"));
+    assert_eq!(readable(&m).0, [&left[..], &[200, 201]].concat());
+    assert_eq!(m.forget("b").unwrap(), 2, "what is pending is committed first");
+    drop(m);
+    let m = Memory::open(&path, None).unwrap();
+    assert_eq!((readable(&m).0, m.stats().forgotten_tokens), (left, 59));
+    assert!(m.verify(|_, _| true).unwrap().is_empty());
+    // The flag that keeps older programs out is set with the first record, and not before.
+    assert_eq!((early[32], std::fs::read(&path).unwrap()[32], std::fs::read(&path).unwrap()[4096 + 32]), (0, 1, 1));
+}
+
+#[test]
+fn a_memory_in_ram_forgets_too_and_reader_handles_cannot() {
+    let mut m = Memory::in_ram(geometry(Codec::F32), fingerprint()).unwrap();
+    append(&mut m, &ids_of(&[0..16]), Some("a"));
+    append(&mut m, &ids_of(&[16..24]), Some("b"));
+    assert_eq!(m.forget("a").unwrap(), 16);
+    assert_eq!(readable(&m).0, ids_of(&[16..24]));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("library.lmem");
+    drop(library(&path, Codec::F16));
+    let mut reader = Memory::open_read_only(&path, None).unwrap();
+    assert!(matches!(reader.forget("a"), Err(Error::Argument { .. })));
+}
+
+#[test]
+fn a_power_cut_while_forgetting_forgets_all_or_nothing() {
+    let start = Disk::default();
+    let mut m = Memory::create_on(start.storage(), geometry(Codec::F16), fingerprint()).unwrap();
+    append(&mut m, &ids_of(&[0..12]), Some("a"));
+    m.commit().unwrap();
+    append(&mut m, &ids_of(&[12..30]), Some("b"));
+    m.commit().unwrap();
+    drop(m);
+    let disk = Disk::with(start.bytes());
+    let mut m = Memory::open_on(disk.storage(), None, Access::Write).unwrap();
+    m.forget("a").unwrap();
+    append(&mut m, &[99], Some("c"));
+    m.commit().unwrap();
+    drop(m);
+    let log = disk.state().log.clone();
+    let (mut rng, mut moment, mut syncs, mut seen) = (Rng(3), Moment::of(start.bytes()), 0, [0; 3]);
+    for op in &log {
+        moment.apply(op);
+        syncs += matches!(op, Op::Sync) as usize;
+        for try_ in 0..60 {
+            let fates = [Fate::Old, Fate::New, Fate::Torn, Fate::Garbage];
+            let usual = fates[rng.below(2)];
+            let rare = rng.below(8) + 1;
+            let mut choice = Rng(rng.next());
+            let image = moment.image(|_| if choice.below(rare) == 0 { fates[choice.below(4)] } else { usual }, try_ % 4 > 0, rng.next());
+            let mut m = Memory::open_on(Disk::with(image).storage(), None, Access::Write).unwrap();
+            let (ids, _) = readable(&m);
+            let stage = match (m.len(), m.stats().forgotten_tokens) {
+                (30, 0) => 0,
+                (30, 12) => 1,
+                (31, 12) => 2,
+                other => panic!("{other:?}"),
+            };
+            seen[stage] += 1;
+            assert_eq!(ids, [ids_of(&[0..30]), ids_of(&[12..30]), ids_of(&[12..30, 99..100])][stage]);
+            // Two syncs for the flag in both superblocks, one for the record, one for the commit.
+            assert!(stage >= [0, 0, 0, 1, 2][syncs], "after {syncs} syncs");
+            append(&mut m, &[77], None);
+            m.commit().unwrap();
+        }
+    }
+    assert!(syncs == 4 && seen.iter().all(|n| *n > 50), "{syncs} {seen:?}");
+}
+
+#[test]
+fn compacting_keeps_what_is_left_bit_for_bit_and_frees_the_rest() {
+    for codec in Codec::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("library.lmem");
+        let mut m = library(&path, codec);
+        m.forget("b").unwrap();
+        let before = readable(&m);
+        let (sources, bytes) = (m.sources().unwrap(), m.stats().file_bytes);
+        // Who is writing keeps the file to himself.
+        assert!(matches!(Memory::compact(&path, None, CompactOptions::default(), |_, _| true), Err(Error::Busy(_))));
+        drop(m);
+        let reader = Memory::open_read_only(&path, None).unwrap();
+        std::fs::write(dir.path().join("library.lmem.compact"), b"left by a crash").unwrap();
+        let done = Memory::compact(&path, Some(&fingerprint()), CompactOptions::default(), |_, _| true).unwrap();
+        assert_eq!((done.tokens_before, done.tokens, done.bytes_before, done.dropped_blocks), (101, 44, bytes, 0));
+        let new = Memory::open(&path, Some(&fingerprint())).unwrap();
+        assert_eq!(done.bytes, new.stats().file_bytes);
+        assert_eq!(readable(&new), before, "{codec}");
+        assert!(new.verify(|_, _| true).unwrap().is_empty());
+        let labels = |s: &[loci::memory::SourceSpan]| s.iter().map(|s| (s.label.clone(), s.text.clone())).collect::<Vec<_>>();
+        // The two spans of the first document have become one.
+        assert_eq!(labels(&new.sources().unwrap())[0], ("a".into(), 0..90));
+        assert_eq!(labels(&new.sources().unwrap())[1..], labels(&sources)[2..]);
+        assert_eq!(readable(&reader), before, "a reader goes on with the old file");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn compacting_can_change_the_codec_and_be_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("library.lmem");
+    drop(library(&path, Codec::F32));
+    let before = std::fs::read(&path).unwrap();
+    let cancelled = Memory::compact(&path, None, CompactOptions::default(), |done, _| done < 50);
+    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    assert!(std::fs::read(&path).unwrap() == before && std::fs::read_dir(dir.path()).unwrap().count() == 1);
+    let options = CompactOptions { codec: Some(Codec::K8V4), drop_damaged: false };
+    Memory::compact(&path, None, options, |_, _| true).unwrap();
+    let m = Memory::open(&path, None).unwrap();
+    assert_eq!((m.geometry().codec, readable(&m).0), (Codec::K8V4, ids_of(&[0..101])));
+}
+
+/// Spoils one byte of the extent of a block, as it lies in the file now.
+fn spoil(path: &Path, m: &Memory, slot: usize, block: usize) {
+    let bytes = m.keys(slot, 0, block).unwrap().bytes.to_vec();
+    let mut file = std::fs::read(path).unwrap();
+    let at = (0..file.len()).step_by(4096).find(|at| file[*at..].starts_with(&bytes)).expect("the extent is in the file");
+    file[at + 5] ^= 0x10;
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn compacting_refuses_damage_unless_told_to_leave_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("library.lmem");
+    let m = library(&path, Codec::F16);
+    spoil(&path, &m, 1, 2);
+    drop(m);
+    let refused = Memory::compact(&path, None, CompactOptions::default(), |_, _| true);
+    assert!(matches!(refused, Err(Error::Corrupt { .. })), "{refused:?}");
+    let done = Memory::compact(&path, None, CompactOptions { drop_damaged: true, ..Default::default() }, |_, _| true).unwrap();
+    // Block 2 is the last of the first commit: tokens 16 to 20.
+    assert_eq!((done.dropped_blocks, done.tokens), (1, 96));
+    assert_eq!(readable(&Memory::open(&path, None).unwrap()).0, ids_of(&[0..16, 21..101]));
+}
+
+#[test]
+fn indices_and_tables_of_checksums_heal_from_the_keys() {
+    let (disk, clean) = (Disk::default(), Disk::default());
+    for d in [&disk, &clean] {
+        let mut m = Memory::create_on(d.storage(), geometry(Codec::K4V4), fingerprint()).unwrap();
+        append(&mut m, &ids_of(&[0..29]), None);
+        m.commit().unwrap();
+    }
+    let good = disk.bytes();
+    // Sections stand between the header and the first extent, 64 bytes apart at least.
+    let mut healed = 0;
+    for at in (8192 + 4096..8192 + 8192).step_by(61) {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        let spoilt = Disk::with(bad);
+        let mut m = Memory::open_on(spoilt.storage(), None, Access::Write).unwrap();
+        let damages = m.verify(|_, _| true).unwrap();
+        let n = m.heal_sections().unwrap();
+        assert!(n <= damages.len());
+        healed += n;
+        assert_eq!(m.verify(|_, _| true).unwrap().is_empty(), n == damages.len());
+        assert!(n == 0 || spoilt.bytes() == good);
+    }
+    assert!(healed > 10, "{healed}");
+}
+
+fn model(memory_layers: Vec<u32>) -> Arc<Model> {
+    let options = TinyOptions { n_layer: 3, memory_layers, ..TinyOptions::default() };
+    Model::open_bytes(tiny::llama(options), &ModelOptions::default()).unwrap()
+}
+
+fn session(model: &Arc<Model>) -> Session {
+    let options = SessionOptions { threads: 2, batch: 16, sampler: SamplerOptions::greedy(), ..SessionOptions::default() };
+    Session::new(model.clone(), options).unwrap()
+}
+
+fn ids(n: usize, seed: u64) -> Vec<u32> {
+    tiny::ids(n, tiny::VOCAB_MIN, seed)
+}
+
+fn quiet() -> impl FnMut(usize, usize) -> ControlFlow<()> {
+    |_, _| Continue(())
+}
+
+fn shared(memory: Memory) -> SharedMemory {
+    Arc::new(RwLock::new(memory))
+}
+
+#[test]
+fn a_session_reads_on_around_damage_and_says_so_and_repair_brings_it_back() {
+    for codec in [Codec::F16, Codec::F32] {
+        let model = model(vec![]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.lmem");
+        let g = Geometry { codec, ..model.memory_geometry() };
+        let memory = shared(Memory::create(&path, g, model.fingerprint().clone()).unwrap());
+        let mut s = session(&model);
+        for (label, seed) in [("one", 1), ("two", 2)] {
+            s.remember(&memory, &ids(300, seed), Some(label), &mut quiet()).unwrap();
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let ask = |memory: &SharedMemory| {
+            let mut s = session(&model);
+            s.attach_memory(memory.clone()).unwrap();
+            s.prefill(&ids(300, 2)[100..130], &mut quiet()).unwrap();
+            (s.logits().unwrap().to_vec(), s.passages()[0].first_token)
+        };
+        let (expected, best) = ask(&memory);
+        let block = (0..).find(|b| memory.read().unwrap().block(*b).unwrap().first_token == best).unwrap();
+        spoil(&path, &memory.read().unwrap(), 1, block);
+        drop(memory);
+        let memory = shared(Memory::open(&path, None).unwrap());
+        let (got, found) = ask(&memory);
+        assert!(found != best && got != expected && got.iter().all(|x| x.is_finite()));
+        assert_eq!(memory.read().unwrap().stats().dropped_blocks, 1);
+        // The same bits as before, computed from the document's tokens.
+        let done = s.repair(&memory, &mut quiet()).unwrap();
+        assert_eq!((done.sections, done.extents, done.lost.len()), (0, 1, 0), "{codec}");
+        assert!(std::fs::read(&path).unwrap()[8192..] == whole[8192..]);
+        drop(memory);
+        assert!(ask(&shared(Memory::open(&path, None).unwrap())) == (expected, best));
+    }
+}
+
+#[test]
+fn forgotten_documents_reach_no_model() {
+    for layers in [vec![], vec![0, 2]] {
+        let model = model(layers);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.lmem");
+        let memory = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+        let only = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+        let mut s = session(&model);
+        s.remember(&memory, &ids(250, 1), Some("kept"), &mut quiet()).unwrap();
+        s.remember(&only, &ids(250, 1), Some("kept"), &mut quiet()).unwrap();
+        s.remember(&memory, &ids(300, 2), Some("secret"), &mut quiet()).unwrap();
+        let ask = |memory: &SharedMemory| {
+            let mut s = session(&model);
+            s.attach_memory(memory.clone()).unwrap();
+            s.prefill(&ids(300, 2)[100..130], &mut quiet()).unwrap();
+            s.logits().unwrap().to_vec()
+        };
+        assert!(ask(&memory) != ask(&only));
+        assert_eq!(memory.write().unwrap().forget("secret").unwrap(), 300);
+        let (forgotten, without) = (ask(&memory), ask(&only));
+        assert!(common::max_abs_diff(&forgotten, &without) < 1e-4, "as if it had never been read");
+    }
+}
+
+#[test]
+fn a_file_cut_under_a_session_is_an_error_not_a_signal() {
+    let model = model(vec![0, 2]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    let memory = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = session(&model);
+    s.remember(&memory, &ids(300, 1), None, &mut quiet()).unwrap();
+    s.attach_memory(memory.clone()).unwrap();
+    s.prefill(&ids(20, 2), &mut quiet()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    // All of it has been mapped, checked and read before.
+    let e = s.prefill(&ids(20, 3), &mut quiet()).expect_err("cut short");
+    assert!(matches!(e, Error::Corrupt { .. }), "{e}");
+    assert_eq!((s.len(), memory.read().unwrap().stats().dropped_blocks), (20, 0), "no block is to blame");
+}
+
+/// Reads a document into a memory on disks and stops as a crash would, after `until` tokens; gives the disks.
+fn interrupted(model: &Arc<Model>, document: &[u32], until: usize) -> (Disk, Disk) {
+    let (disk, log) = (Disk::default(), Disk::default());
+    let m = Memory::create_on(disk.storage(), model.memory_geometry(), model.fingerprint().clone()).unwrap();
+    let memory = shared(m.with_log_on(log.storage()));
+    let mut s = session(model);
+    s.remember(&memory, &ids(70, 9), Some("before"), &mut quiet()).unwrap();
+    let mut crashed = None;
+    let _ = s.remember(&memory, document, Some("book"), &mut |done, _| {
+        if done >= until {
+            // What a commit in between would have done.
+            crashed = Some((Disk::with(disk.bytes()), Disk::with(log.bytes())));
+            return Break(());
+        }
+        memory.write().unwrap().commit().unwrap();
+        Continue(())
+    });
+    crashed.unwrap()
+}
+
+#[test]
+fn a_document_that_a_crash_interrupted_is_resumed_to_its_last_token() {
+    for layers in [vec![], vec![0, 2]] {
+        let model = model(layers);
+        let document = ids(900, 4);
+        let fresh = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+        let mut s = session(&model);
+        for until in [1, 200, 500, 899] {
+            let (disk, log) = interrupted(&model, &document, until);
+            let m = Memory::open_on(disk.storage(), None, Access::Write).unwrap().with_log_on(log.storage());
+            let stored = m.len() - 70;
+            let unfinished = m.unfinished().unwrap().expect("it was acknowledged");
+            assert_eq!((&unfinished.tokens, unfinished.label.as_deref(), unfinished.first_token), (&document, Some("book"), 70));
+            assert!(until < 300 || stored > 0, "{stored} of {until}");
+            let memory = shared(m);
+            let mut first = None;
+            let resumed = s.resume(&memory, &mut |done, total| {
+                assert_eq!(total, 900);
+                first.get_or_insert(done);
+                Continue(())
+            });
+            assert!(resumed.unwrap());
+            assert!(first.unwrap() <= stored as usize + 16, "it goes on where it stopped");
+            let m = memory.read().unwrap();
+            assert_eq!((m.len(), m.committed_len()), (970, 970));
+            assert_eq!(m.tokens(70..970).unwrap(), document);
+            let spans: Vec<_> = m.sources().unwrap().into_iter().filter(|s| s.label == "book").collect();
+            assert_eq!((spans[0].tokens.start, spans.last().unwrap().tokens.end, spans[0].text.start), (70, 970, 0));
+            assert!(spans.windows(2).all(|w| w[0].tokens.end == w[1].tokens.start && w[0].text.end == w[1].text.start));
+            assert!(m.unfinished().unwrap().is_none());
+            drop(m);
+            assert!(!s.resume(&memory, &mut quiet()).unwrap(), "there is nothing more");
+        }
+        drop(fresh);
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_reading_keeps_every_acknowledged_token() {
+    let model = model(vec![]);
+    let document = ids(200, 5);
+    let (disk, log) = (Disk::default(), Disk::default());
+    let m = Memory::create_on(disk.storage(), model.memory_geometry(), model.fingerprint().clone()).unwrap();
+    let memory = shared(m.with_log_on(log.storage()));
+    let acknowledged = |disk: &Disk, log: &Disk| (disk.state().log.len(), log.state().log.len());
+    let start = acknowledged(&disk, &log);
+    let mut begun = None;
+    session(&model)
+        .remember(&memory, &document, Some("book"), &mut |_, _| {
+            begun.get_or_insert_with(|| acknowledged(&disk, &log));
+            memory.write().unwrap().commit().unwrap();
+            Continue(())
+        })
+        .unwrap();
+    let (begun, mut rng, mut unfinished) = (begun.unwrap(), Rng(8), 0);
+    assert!(begun.1 > start.1, "the log was written before the first token");
+    let (writes, logged) = (disk.state().log.clone(), log.state().log.clone());
+    for cut in start.0..=writes.len() {
+        let mut moment = Moment::default();
+        writes[..cut].iter().for_each(|op| moment.apply(op));
+        for ops in [begun.1, logged.len()].into_iter().filter(|ops| *ops == begun.1 || cut == writes.len()) {
+            let mut tokens = Moment::default();
+            logged[..ops].iter().for_each(|op| tokens.apply(op));
+            for _ in 0..4 {
+                let fates = [Fate::Old, Fate::New, Fate::Torn];
+                let image = |moment: &Moment, rng: &mut Rng| {
+                    let mut choice = Rng(rng.next());
+                    moment.image(|_| fates[choice.below(3)], true, 0)
+                };
+                let (image, log_image) = (image(&moment, &mut rng), image(&tokens, &mut rng));
+                let m = Memory::open_on(Disk::with(image).storage(), None, Access::Write).unwrap();
+                let m = m.with_log_on(Disk::with(log_image).storage());
+                match m.unfinished().unwrap() {
+                    Some(rest) => {
+                        assert_eq!(rest.tokens, document);
+                        unfinished += 1;
+                    }
+                    None => assert_eq!(m.tokens(0..m.len()).unwrap(), document, "{cut} of {}", writes.len()),
+                }
+            }
+        }
+    }
+    assert!(unfinished > 20, "{unfinished}");
+}
+
+#[test]
+fn giving_up_a_document_is_no_crash() {
+    let model = model(vec![]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    let memory = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = session(&model);
+    let log = dir.path().join("notes.lmem.log");
+    let mut seen = false;
+    let stopped = s.remember(&memory, &ids(400, 1), Some("a"), &mut |done, _| {
+        seen |= log.exists();
+        if done > 100 { Break(()) } else { Continue(()) }
+    });
+    assert!(matches!(stopped, Err(Error::Cancelled)) && seen && !log.exists());
+    assert!(!s.resume(&memory, &mut quiet()).unwrap());
+    let m = memory.read().unwrap();
+    assert!(m.len() > 100 && m.committed_len() == m.len());
+}
+
+#[test]
+fn little_more_is_written_than_is_kept() {
+    // The shape of SmolLM2-135M; commits as a session makes them.
+    let g = Geometry { layers: (0..30).collect(), head_count_kv: 3, key_length: 64, value_length: 64, block_tokens: 32, codec: Codec::F16 };
+    // A layer's block of codes does not fill its pages: that costs room.
+    for (codec, most) in [(Codec::F16, 1.05), (Codec::K8V4, 1.35)] {
+        let disk = Disk::default();
+        let log = Disk::default();
+        let geometry = Geometry { codec, ..g.clone() };
+        let mut m = Memory::create_on(disk.storage(), geometry, fingerprint()).unwrap().with_log_on(log.storage());
+        let tokens = 4096;
+        m.begin(Some("book"), &vec![1; tokens]).unwrap();
+        let rows = vec![0.5; 512 * 192];
+        let layers = vec![LayerKv { keys: &rows, values: &rows }; 30];
+        for _ in 0..tokens / 512 {
+            m.append(&[1; 512], Some(Source { label: "book", text: 0..0 }), &layers).unwrap();
+        }
+        m.finish().unwrap();
+        let written: usize =
+            [&disk, &log].iter().flat_map(|d| d.state().log.clone()).map(|op| if let Op::Write(_, b) = op { b.len() } else { 0 }).sum();
+        let kept = tokens * 30 * 3 * (m.geometry().row_bytes(Side::Keys) + m.geometry().row_bytes(Side::Values));
+        let (to_rows, to_file) = (written as f64 / kept as f64, written as f64 / m.stats().file_bytes as f64);
+        println!("{codec}: {to_rows:.4} bytes written for each byte of keys and values, {to_file:.4} for each byte of the file");
+        assert!(to_rows < most && to_file < 1.001 && to_rows > 1.0, "{codec}: {to_rows} {to_file}");
+    }
+}
