@@ -17,6 +17,7 @@ use loci::session::{Session, SessionOptions, SharedMemory};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 fn geometry(codec: Codec) -> Geometry {
     Geometry { layers: vec![0, 1], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 8, codec }
@@ -313,6 +314,7 @@ fn a_session_reads_on_around_damage_and_says_so_and_repair_brings_it_back() {
         let done = s.repair(&memory, &mut quiet()).unwrap();
         assert_eq!((done.sections, done.extents, done.lost.len()), (0, 1, 0), "{codec}");
         assert!(std::fs::read(&path).unwrap()[8192..] == whole[8192..]);
+        assert_eq!(memory.read().unwrap().stats().dropped_blocks, 0);
         drop(memory);
         assert!(ask(&shared(Memory::open(&path, None).unwrap())) == (expected, best));
     }
@@ -508,5 +510,53 @@ fn little_more_is_written_than_is_kept() {
         let (to_rows, to_file) = (written as f64 / kept as f64, written as f64 / m.stats().file_bytes as f64);
         println!("{codec}: {to_rows:.4} bytes written for each byte of keys and values, {to_file:.4} for each byte of the file");
         assert!(to_rows < most && to_file < 1.001 && to_rows > 1.0, "{codec}: {to_rows} {to_file}");
+    }
+}
+
+/// Prints what a durable append costs in the shape of SmolLM2-135M, and how long opening takes: `-- --ignored --nocapture what_it_costs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_it_costs() {
+    let dir = tempfile::tempdir().unwrap();
+    let g = Geometry { layers: (0..30).collect(), head_count_kv: 3, key_length: 64, value_length: 64, block_tokens: 32, codec: Codec::F16 };
+    let mut rng = tiny::Rng(1);
+    let rows: Vec<f32> = (0..512 * 192).map(|_| rng.normal()).collect();
+    let layers = vec![LayerKv { keys: &rows, values: &rows }; 30];
+    for codec in [Codec::F16, Codec::K8V4, Codec::K4V4] {
+        let path = dir.path().join(codec.name());
+        let mut m = Memory::create(&path, Geometry { codec, ..g.clone() }, fingerprint()).unwrap();
+        let (mut appending, mut committing, tokens) = (Duration::ZERO, Duration::ZERO, 16384);
+        for i in 0..tokens / 512 {
+            let start = Instant::now();
+            m.append(&[1; 512], Some(Source { label: "book", text: 0..0 }), &layers).unwrap();
+            appending += start.elapsed();
+            if i % 8 == 7 {
+                let start = Instant::now();
+                m.commit().unwrap();
+                committing += start.elapsed();
+            }
+        }
+        let each = |t: Duration| t.as_secs_f64() * 1e3 / tokens as f64;
+        let size = m.stats().file_bytes as f64 / tokens as f64;
+        println!("{codec}: {:.4} ms a token to append, {:.4} to commit, {size:.0} bytes a token", each(appending), each(committing));
+        drop(m);
+        let start = Instant::now();
+        drop(Memory::open(&path, None).unwrap());
+        println!("{codec}: opened in {:?}", start.elapsed());
+    }
+    for commits in [1000, 10_000] {
+        let disk = Disk::default();
+        let small = Geometry { layers: vec![0], head_count_kv: 1, key_length: 32, value_length: 32, ..geometry(Codec::F16) };
+        let mut m = Memory::create_on(disk.storage(), small, fingerprint()).unwrap();
+        let row = [0.5; 32];
+        for _ in 0..commits {
+            m.append(&[1], None, &[LayerKv { keys: &row, values: &row }]).unwrap();
+            m.commit().unwrap();
+        }
+        let path = dir.path().join(format!("{commits}.lmem"));
+        std::fs::write(&path, disk.bytes()).unwrap();
+        let start = Instant::now();
+        drop(Memory::open_read_only(&path, None).unwrap());
+        println!("{commits} commits: opened in {:?}", start.elapsed());
     }
 }

@@ -449,3 +449,32 @@ fn attaching_and_detaching_in_the_middle_of_a_text() {
     s.generate(all, &mut |_| Continue(())).unwrap();
     assert_eq!(s.len(), 400 + 1 + 60);
 }
+
+#[test]
+fn each_passage_names_the_memory_that_it_is_of() {
+    let model = tiny_model();
+    let dir = tempfile::tempdir().unwrap();
+    let documents = [("base", ids(300, 31)), ("overlay", ids(300, 32)), ("another", ids(300, 33))];
+    let memories: Vec<SharedMemory> = documents
+        .iter()
+        .map(|(label, tokens)| {
+            let path = dir.path().join(label);
+            let memory = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+            let mut s = Session::new(model.clone(), options()).unwrap();
+            s.remember(&memory, tokens, Some(label), &mut quiet()).unwrap();
+            drop(memory);
+            shared(Memory::open_read_only(&path, None).unwrap())
+        })
+        .collect();
+    for (wanted, (label, tokens)) in documents.iter().enumerate() {
+        let mut s = Session::new(model.clone(), options()).unwrap();
+        for (i, memory) in memories.iter().enumerate() {
+            assert_eq!(s.attach_memory(memory.clone()).unwrap(), i);
+        }
+        s.prefill(&tokens[130..160], &mut quiet()).unwrap();
+        let best = &s.passages()[0];
+        assert_eq!((best.memory, best.source.as_deref()), (wanted, Some(*label)));
+        assert!(best.first_token < 160 && best.first_token + best.len > 130, "{best:?}");
+        assert_eq!(s.state().1, 900);
+    }
+}

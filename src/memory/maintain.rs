@@ -74,7 +74,11 @@ impl Memory {
         let (at, _) = segment.layout.extent(layer_slot, block);
         let recorded = recorded_crc(store.section(segment, Section::ExtentCrcs)?, layer_slot * segment.layout.blocks + block);
         let offset = segment.offset + at;
-        store.heal(offset, &bytes, recorded)
+        let healed = store.heal(offset, &bytes, recorded)?;
+        if healed {
+            self.read_again();
+        }
+        Ok(healed)
     }
 
     /// Brings back damaged indices and tables of checksums, which follow from the keys. The number of sections that were healed.

@@ -414,6 +414,12 @@ impl Memory {
         }
     }
 
+    /// Blocks that were found damaged are looked at again.
+    pub(super) fn read_again(&mut self) {
+        self.dropped.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+        self.dropped_count.store(0, Relaxed);
+    }
+
     /// [`Error::Corrupt`] if somebody has cut the file short: what is mapped must not be touched then. To be asked before a round of
     /// reading.
     pub fn check_length(&self) -> Result<()> {
