@@ -637,7 +637,7 @@ LOCI_API loci_status loci_session_passages(loci_session *session, size_t *count)
 LOCI_API loci_status loci_session_passage(loci_session *session, size_t index, loci_passage *out);
 
 /* ------------------------------------------------------------------------------------------------------------------------------
- * Snapshots: a session in a file
+ * Snapshots and forks: a session in a file, and twice
  * --------------------------------------------------------------------------------------------------------------------------- */
 
 /* Saves the whole session to a file, in the place of what is there: a crash leaves the old file or the new. A generation that is under
@@ -650,6 +650,10 @@ LOCI_API loci_status loci_session_save(loci_session *session, const char *path);
  * stands there. memories may be NULL if count is 0. */
 LOCI_API loci_status loci_session_load(loci_model *model, const char *path, loci_memory *const *memories, size_t count,
                                        loci_session **out);
+
+/* Another session that goes on from here, to answer the same text in two ways: what each of the two reads from now on is its own.
+ * Attached memories are shared. */
+LOCI_API loci_status loci_session_fork(loci_session *session, loci_session **out);
 
 #ifdef __cplusplus
 }

@@ -304,6 +304,22 @@ public:
     }
     void trim() { check(loci_session_trim(get())); }
 
+    // To a file, and back, with the memories that it had attached (those not given are opened for reading).
+    void save(const std::string &path) const { check(loci_session_save(get(), path.c_str())); }
+    static Session load(const Model &model, const std::string &path, const std::vector<const Memory *> &memories = {}) {
+        std::vector<loci_memory *> handles;
+        for (const Memory *memory : memories) handles.push_back(memory->get());
+        loci_session *out = nullptr;
+        check(loci_session_load(model.get(), path.c_str(), handles.data(), handles.size(), &out));
+        return Session(out);
+    }
+    // Another session that goes on from here.
+    Session fork() const {
+        loci_session *out = nullptr;
+        check(loci_session_fork(get(), &out));
+        return Session(out);
+    }
+
     void reset() { check(loci_session_reset(get())); }
     void truncate(std::size_t length) { check(loci_session_truncate(get(), length)); }
     std::size_t size() const {
@@ -325,6 +341,7 @@ public:
     loci_session *get() const noexcept { return handle_.get(); }
 
 private:
+    explicit Session(loci_session *handle) : handle_(handle) {}
     template <typename Call>
     void read(const Progress &progress, Call call) {
         detail::Guarded<Progress> guarded{progress, nullptr};

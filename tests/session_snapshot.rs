@@ -208,3 +208,27 @@ fn what_does_not_belong_together_is_refused() {
     other.write().unwrap().commit().unwrap();
     s.save(&path).unwrap();
 }
+
+#[test]
+fn a_fork_goes_on_by_itself() {
+    for layers in [vec![], vec![0, 2]] {
+        let model = model(layers);
+        let in_ram = memory(&model, None, 2);
+        for sampler in [SamplerOptions::greedy(), sampled()] {
+            let mut s = Session::new(model.clone(), SessionOptions { sampler, ..options() }).unwrap();
+            s.attach_memory(in_ram.clone()).unwrap();
+            s.prefill(&ids(300, 3), &mut |_, _| Continue(())).unwrap();
+            next(&mut s, 3);
+            let (mut twin, mut other) = (s.fork().unwrap(), s.fork().unwrap());
+            // The other one reads something else, overflowing again: the first two do not notice.
+            other.prefill(&ids(200, 9), &mut |_, _| Continue(())).unwrap();
+            assert_eq!(other.len(), s.len() + 200);
+            let ours = next(&mut s, 40);
+            assert!(next(&mut twin, 40) == ours, "the fork goes on otherwise");
+            assert_eq!(twin.tokens(), s.tokens());
+            assert_eq!(twin.state(), s.state());
+        }
+        // Shared, not copied: two sessions and two forks hold it no longer.
+        assert_eq!(Arc::strong_count(&in_ram), 1);
+    }
+}

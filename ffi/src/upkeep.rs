@@ -225,3 +225,18 @@ pub unsafe extern "C" fn loci_session_load(
         Ok(())
     })
 }
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_session_fork(session: *mut loci_session, out: *mut *mut loci_session) -> i32 {
+    // SAFETY: as the header demands of the caller.
+    guard(|| unsafe {
+        let out = Out::new("out", out)?;
+        let forked = with(session, |s| Ok(s.session.fork()?))?;
+        out.write(registry::insert(SessionObject::new(forked)));
+        Ok(())
+    })
+}

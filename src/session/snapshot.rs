@@ -27,19 +27,25 @@ const PATH_BYTES_MAX: usize = 1 << 15;
 
 const IN_RAM: u32 = 0;
 const ON_FILE: u32 = 1;
+/// Never in a file: the memory that stands in the same place of the list given.
+const SHARED: u32 = 2;
 
-/// A file that counts and sums what goes into it.
-struct Out {
-    file: BufWriter<File>,
+/// Counts and sums what goes into a file, or a buffer.
+struct Out<W> {
+    to: W,
     crc: u32,
     len: u64,
 }
 
-impl Out {
+impl<W: Write> Out<W> {
+    fn new(to: W) -> Out<W> {
+        Out { to, crc: 0, len: 0 }
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         self.len += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|source| Error::Io { what: "write the session snapshot".into(), source })
+        self.to.write_all(bytes).map_err(|source| Error::Io { what: "write the session snapshot".into(), source })
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
@@ -71,7 +77,33 @@ impl Session {
 
     fn save_to(&self, path: &Path) -> Result<()> {
         let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
-        let mut out = Out { file: BufWriter::with_capacity(1 << 20, file), crc: 0, len: 0 };
+        let mut out = Out::new(BufWriter::with_capacity(1 << 20, file));
+        self.write(&mut out, &mut put_memory)?;
+        let io = |e| Error::io("write", path, e);
+        let file = out.to.into_inner().map_err(|e| io(e.into_error()))?;
+        file.sync_all().map_err(|e| Error::io("sync", path, e))
+    }
+
+    /// Another session that goes on from here: what each of the two reads and answers from now on is its own. Attached memories are shared.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is no room for a second context; as for [`Session::new`].
+    pub fn fork(&self) -> Result<Session> {
+        let mut out = Out::new(Vec::new());
+        // The context is copied once more on the way.
+        let room = self.window.bytes() + 4 * (self.tokens.len() + self.model.vocab_len());
+        out.to.try_reserve(room).map_err(|_| Error::OutOfMemory { what: "a forked session", bytes: room as u64 })?;
+        // Attached memories go from hand to hand; only what this session alone holds is written out.
+        let attached = self.attached.clone();
+        let mut held = 0;
+        self.write(&mut out, &mut |memory, out| {
+            held += 1;
+            if held <= attached.len() { out.put(&SHARED.to_le_bytes()) } else { put_memory(memory, out) }
+        })?;
+        Session::restore(self.model.clone(), check(&out.to)?, &attached, true)
+    }
+
+    fn write<W: Write>(&self, out: &mut Out<W>, put_memory: &mut dyn FnMut(&Memory, &mut Out<W>) -> Result<()>) -> Result<()> {
         let mut head = Vec::new();
         head.extend(MAGIC);
         head.extend(VERSION.to_le_bytes());
@@ -100,14 +132,11 @@ impl Session {
         out.put(&(self.attached.len() as u64).to_le_bytes())?;
         out.put(&(self.overflow.iter().len() as u64).to_le_bytes())?;
         for memory in self.memories() {
-            put_memory(&read(memory), &mut out)?;
+            put_memory(&read(memory), out)?;
         }
         out.bytes(&self.recall.state())?;
         let trailer = [&out.len.to_le_bytes()[..], &out.crc.to_le_bytes()].concat();
-        out.put(&trailer)?;
-        let io = |e| Error::io("write", path, e);
-        let file = out.file.into_inner().map_err(|e| io(e.into_error()))?;
-        file.sync_all().map_err(|e| Error::io("sync", path, e))
+        out.put(&trailer)
     }
 
     /// The session that was saved to `path`, of the same model. The memories it had attached are taken from `memories`, if they are
@@ -118,7 +147,11 @@ impl Session {
     /// a file that is damaged or was never a snapshot; [`Error::Unsupported`] for one of a newer version.
     pub fn load(model: Arc<Model>, path: &Path, memories: &[SharedMemory]) -> Result<Session> {
         let map = Map::open(path)?;
-        let body = check(&map)?;
+        Session::restore(model, check(&map)?, memories, false)
+    }
+
+    /// With `forked`, memories may be [`SHARED`].
+    fn restore(model: Arc<Model>, body: &[u8], memories: &[SharedMemory], forked: bool) -> Result<Session> {
         let mut c = Cursor::new(FILE, body);
         c.take("head", MAGIC.len() + 8)?;
         let architecture = text(&mut c, "architecture", PATH_BYTES_MAX)?;
@@ -155,12 +188,12 @@ impl Session {
             s.scratch.logits = logits.collect();
         }
         let (attached, overflow) = (c.count("attached memories", 1)?, c.count("own memories", 1)?);
-        for _ in 0..attached {
-            let memory = load_memory(&mut c, &s, memories, false)?;
+        for i in 0..attached {
+            let memory = load_memory(&mut c, &s, memories, Some(i).filter(|_| forked), false)?;
             s.attach_memory(memory)?;
         }
         if overflow > 0 {
-            let memory = load_memory(&mut c, &s, memories, true)?;
+            let memory = load_memory(&mut c, &s, memories, None, true)?;
             s.check_memory(&read(&memory))?;
             s.overflow = Some(memory);
         }
@@ -233,7 +266,7 @@ fn text(c: &mut Cursor<'_>, field: &str, most: usize) -> Result<String> {
     }
 }
 
-fn put_memory(memory: &Memory, out: &mut Out) -> Result<()> {
+fn put_memory<W: Write>(memory: &Memory, out: &mut Out<W>) -> Result<()> {
     let (Some(uuid), Some(path)) = (memory.uuid(), memory.path()) else {
         out.put(&IN_RAM.to_le_bytes())?;
         return memory.write_image(&mut |bytes| out.put(bytes));
@@ -251,7 +284,7 @@ fn put_memory(memory: &Memory, out: &mut Out) -> Result<()> {
     out.bytes(name.as_bytes())
 }
 
-fn load_memory(c: &mut Cursor<'_>, s: &Session, memories: &[SharedMemory], to_write: bool) -> Result<SharedMemory> {
+fn load_memory(c: &mut Cursor<'_>, s: &Session, memories: &[SharedMemory], shared: Option<usize>, to_write: bool) -> Result<SharedMemory> {
     let at = c.offset();
     match c.u32("memory")? {
         IN_RAM => Ok(Arc::new(RwLock::new(Memory::read_image(c, s.model.fingerprint())?))),
@@ -275,6 +308,9 @@ fn load_memory(c: &mut Cursor<'_>, s: &Session, memories: &[SharedMemory], to_wr
             }
             Ok(memory)
         }
-        n => Err(c.error_at(at, "memory", "0 or 1", n)),
+        n => match shared.and_then(|i| memories.get(i)) {
+            Some(memory) if n == SHARED => Ok(memory.clone()),
+            _ => Err(c.error_at(at, "memory", "0 or 1", n)),
+        },
     }
 }

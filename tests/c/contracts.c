@@ -104,6 +104,8 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     IS(LOCI_INVALID_ARGUMENT, loci_session_finish(session, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_cancel(NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_sampler(NULL, NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_fork(NULL, &session_out));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_fork(session, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_session_trim(NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_model_trim(NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_model_estimate(NULL, NULL, 0, &estimate));

@@ -48,7 +48,7 @@ static void text_and_tokens(const loci::Model &model) {
     CHECK(model.chat({{"user", "hello"}}) == "[user]hello[assistant]");
 }
 
-static void generation(const loci::Model &model) {
+static void generation(const loci::Model &model, const std::string &dir) {
     loci::Session session(model);
     loci::GenerateOptions options;
     options.max_tokens = 12;
@@ -104,6 +104,24 @@ static void generation(const loci::Model &model) {
     session.trim();
     CHECK(session.size() == prompt.size() && model.estimate().total_bytes > 0);
 
+    // A fork and a saved session answer as the first one does.
+    const auto answer = [&](loci::Session &s) {
+        std::string text;
+        s.generate(
+            [&](std::string_view piece) {
+                text += piece;
+                return true;
+            },
+            options);
+        return text;
+    };
+    const std::string saved = dir + "/wrapper.session";
+    session.save(saved);
+    loci::Session forked = session.fork(), loaded = loci::Session::load(model, saved);
+    const std::string first = answer(session);
+    CHECK(answer(forked) == first && answer(loaded) == first);
+    session.truncate(prompt.size());
+
     loci::Session other(model);
     other = std::move(session);
     CHECK(session.get() == nullptr && other.size() == prompt.size());
@@ -134,7 +152,7 @@ int main(int argc, char **argv) {
     loci::Model model(argv[1]);
     errors_are_exceptions(model, argv[2]);
     text_and_tokens(model);
-    generation(model);
+    generation(model, argv[2]);
     memory(model, argv[2]);
     // The session keeps the model, whichever ends first.
     loci::Session session(model);
