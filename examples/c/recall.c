@@ -5,7 +5,7 @@
  *   recall ask MODEL MEMORY           asks for the facts with the memory attached: a new process, nothing read again
  *   recall window MODEL LOG           asks the same with the end of the log in the prompt, as much as the window holds
  *
- * `make run-example` runs the four in this order. */
+ * `make run-chat` runs the four in this order. */
 #include <ctype.h>
 #include <loci.h>
 #include <stdio.h>

@@ -21,9 +21,11 @@ target=aarch64-unknown-linux-gnu
 # in Apple's M2.
 cpus=${CPUS:-cortex-a53 cortex-a76 max}
 EVERYWHERE="unit-tests kernels_agree kernels_attention quant_golden ggml_oracle ggml_operators model_exact reference session memory_file"
-# Of model_exact; of fot_golden; of cli; of tokenizers (a million characters, the same on every CPU).
+# Of model_exact; of fot_golden; of fot_model; of cli; of tokenizers (a million characters, the same on every CPU).
 SLOW="smollm2_is_close_to_exact gemma3_is_close_to_exact
     the_dictionary_model_answers_from_a_reopened_memory
+    looks_up_codes_and_the_pass_key_in_65536_tokens_of_a_file the_best_128_entries_answer_like_all
+    quantised_files_are_close_to_the_one_they_come_from
     run_completes_and_says_why_it_ended chat_reads_turns_from_a_pipe recall_names_what_left_its_own_window
     logits_of_every_position_and_what_they_say_agree_with_run_and_perplexity
     long_runs_are_no_trouble"
