@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (question, expected) = line.split_once('\t').ok_or("a line without a tab")?;
         session.reset();
         let mut ids = model.tokenizer().encode(&format!("Q: {question}\nA: "), false, false);
-        let mut answer = Vec::new();
+        let mut answer: Vec<u8> = Vec::new();
         while answer.len() < expected.len() {
             session.prefill(&ids, &mut |_, _| ControlFlow::Continue(()))?;
             let best = session.logits().ok_or("no logits")?.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |b| b.0 as u32);

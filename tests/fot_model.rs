@@ -43,7 +43,8 @@ fn remembered(ty: &'static str) -> (Arc<Model>, SharedMemory) {
         let ids = model.tokenizer().encode(&text(), false, false);
         assert_eq!(ids.len(), 65536, "one byte, one token");
         {
-            let memory = Arc::new(RwLock::new(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).expect("create")));
+            let memory =
+                Arc::new(RwLock::new(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).expect("create")));
             let mut session = Session::new(model.clone(), SessionOptions::default()).expect("session");
             session.remember(&memory, &ids, Some("log"), &mut silent).expect("remember");
             memory.write().expect("lock").commit().expect("commit");

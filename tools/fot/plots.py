@@ -54,13 +54,14 @@ def read(path):
 
 
 def training(log, out):
-    rows = read(log)
-    ticks = [rows[0]["step"]] + [s for s in range(200, rows[-1]["step"], 200)] + [rows[-1]["step"]]
+    rows = list({r["step"]: r for r in read(log)}.values())  # what was done again after an interruption counts once
+    rows.sort(key=lambda r: r["step"])
+    ticks = [rows[0]["step"]] + [s for s in range(500, rows[-1]["step"], 500)] + [rows[-1]["step"]]
     series = [(name, [(r["step"], r[key]) for r in rows], False) for name, key in
               (("answers", "answers"), ("text", "text"), ("attention, right entry", "attention"))]
-    (out / "training-loss.svg").write_text(chart("Loss in training", "step", "nats", series, y_range=(0, 4), x_ticks=ticks))
+    (out / "fot-training-loss.svg").write_text(chart("Loss in training", "step", "nats", series, y_range=(0, 5), x_ticks=ticks))
     series = [("digits right", [(r["step"], r["accuracy"]) for r in rows if "accuracy" in r], False)]
-    (out / "training-accuracy.svg").write_text(chart("Answers in training (memory grows with the phases)", "step", "share", series, x_ticks=ticks))
+    (out / "fot-training-accuracy.svg").write_text(chart("Answers in training (memory grows with the phases)", "step", "share", series, x_ticks=ticks))
 
 
 NAMES = {"log": "codes in prose", "pass": "pass key in prose", "dictionary": "nothing but codes"}
@@ -76,7 +77,7 @@ def accuracy(path, out):
         for (label, kind, k), group in groups.items():
             name = NAMES[kind] + (f", best {k}" if k else "") + (f", {label}" if label else "")
             lines.append((name, sorted((r["length"], r[value]) for r in group), bool(label)))
-        (out / f"memory-{key}.svg").write_text(chart(title, "tokens of memory", "share", lines, x_log=True))
+        (out / f"fot-memory-{key}.svg").write_text(chart(title, "tokens of memory", "share", lines, x_log=True))
 
 
 if __name__ == "__main__":
