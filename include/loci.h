@@ -313,6 +313,9 @@ typedef struct loci_session_options {
     float rope_beta_fast;
     float rope_beta_slow;
     uint32_t reserved;
+    uint64_t memory_budget_bytes;          /* ordinary models: RAM for retrieval; 0: 96 MiB */
+    uint32_t reselect_tokens;              /* ordinary models: tokens of an answer after which it chooses again what it reads; 0: never */
+    uint32_t reserved_more;
 } loci_session_options;
 
 typedef struct loci_logit_bias {
@@ -395,7 +398,14 @@ typedef struct loci_session_stats {
     uint64_t mapped_bytes;      /* files in the address space: the system may take their pages back */
     uint64_t anonymous_bytes;   /* context and scratch */
     uint64_t resident_bytes;    /* of the whole process, as the system counts; 0 where it does not say */
-    uint64_t memory_bytes_read; /* of memories */
+    uint64_t memory_bytes_read; /* of memories: blocks, keys that were compared, index, token ids */
+    double memory_bytes_per_token;  /* the same since the last prompt began, for each token computed one at a time since then */
+    uint64_t memory_held_bytes;     /* what retrieval holds in RAM, of its budget */
+    uint64_t memory_blocks_read;    /* each in all layers */
+    uint64_t memory_block_hits;     /* blocks that were wanted and held already */
+    uint64_t memory_blocks_damaged; /* left out */
+    uint64_t memory_choices;        /* times that retrieval chose */
+    double memory_unread_share;     /* of the last choice: the share of the votes that went to blocks which were not read */
 } loci_session_stats;
 
 /* done of total tokens are computed; not 0 stops with LOCI_CANCELLED. */

@@ -55,6 +55,9 @@ fn default_session_options() -> loci_session_options {
         rope_beta_fast: FILE,
         rope_beta_slow: FILE,
         reserved: 0,
+        memory_budget_bytes: d.memory_budget_bytes as u64,
+        reselect_tokens: c_count(d.reselect_tokens),
+        reserved_more: 0,
     }
 }
 
@@ -143,6 +146,7 @@ pub unsafe fn session_options(pointer: *const loci_session_options) -> Outcome<S
     // SAFETY: the caller's promise.
     let o = unsafe { args::options(pointer, default_session_options())? };
     reserved(o.reserved)?;
+    reserved(o.reserved_more)?;
     let kv_type = match o.kv_codec {
         LOCI_KV_F32 => KvType::F32,
         LOCI_KV_F16 => KvType::F16,
@@ -189,6 +193,9 @@ pub unsafe fn session_options(pointer: *const loci_session_options) -> Outcome<S
         last_context_length: o.last_context_length as usize,
         memory_top_k: o.memory_top_k as usize,
         retrieved_blocks: o.retrieved_blocks as usize,
+        memory_budget_bytes: usize::try_from(o.memory_budget_bytes).unwrap_or(usize::MAX),
+        reselect_tokens: o.reselect_tokens as usize,
+        search_layers: Vec::new(),
         sampler: SamplerOptions::default(),
     })
 }

@@ -381,6 +381,13 @@ pub unsafe extern "C" fn loci_session_stats_get(session: *mut loci_session, out:
             anonymous_bytes: s.anonymous_bytes,
             resident_bytes: s.resident_bytes,
             memory_bytes_read: s.memory_bytes_read,
+            memory_bytes_per_token: s.memory_bytes_per_token,
+            memory_held_bytes: s.memory_held_bytes,
+            memory_blocks_read: s.memory_blocks_read,
+            memory_block_hits: s.memory_block_hits,
+            memory_blocks_damaged: s.memory_blocks_damaged,
+            memory_choices: s.memory_choices,
+            memory_unread_share: s.memory_unread_share,
         });
         Ok(())
     })

@@ -90,6 +90,9 @@ structs! {
         rope_beta_fast: f32,
         rope_beta_slow: f32,
         reserved: u32,
+        memory_budget_bytes: u64,
+        reselect_tokens: u32,
+        reserved_more: u32,
     }
     loci_sampler_options {
         seed: u64,
@@ -138,6 +141,13 @@ structs! {
         anonymous_bytes: u64,
         resident_bytes: u64,
         memory_bytes_read: u64,
+        memory_bytes_per_token: f64,
+        memory_held_bytes: u64,
+        memory_blocks_read: u64,
+        memory_block_hits: u64,
+        memory_blocks_damaged: u64,
+        memory_choices: u64,
+        memory_unread_share: f64,
     }
     loci_estimate {
         file_bytes: u64,

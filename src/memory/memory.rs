@@ -266,6 +266,20 @@ impl Memory {
         result
     }
 
+    /// For a handle opened read-only: shows the memory as it was after the last commit with at most so many tokens in all.
+    /// [`Memory::refresh`] brings back what came later.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the handle is open for writing or lies in RAM.
+    pub fn rewind(&mut self, tokens: u64) -> Result<()> {
+        match &mut self.store {
+            Some(store) if store.writable().is_err() => store.rewind(tokens)?,
+            _ => return Err(Error::argument("memory", "a memory file opened read-only", "one that is written")),
+        }
+        self.index.iter_mut().for_each(|index| drop(index.take()));
+        Ok(())
+    }
+
     /// The ids of a range of tokens.
     pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
         if range.start > range.end || range.end > self.len() {
@@ -530,6 +544,35 @@ impl Memory {
     /// index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
     pub fn mean_keys(&self, layer_slot: usize) -> Result<&[f32]> {
         Ok(&self.layer_index(layer_slot)?.means)
+    }
+
+    /// Hands out the mean keys of `blocks`, `(block, head, key_length)`, some blocks at a time, in order; nothing of them is kept, and
+    /// `each` may change them. What comes from a file is *not* compared with its checksum, which covers all layers: it may be
+    /// anything, as a summary that only proposes may.
+    pub fn scan_mean_keys(&self, layer_slot: usize, blocks: Range<usize>, each: &mut dyn FnMut(&mut [f32])) -> Result<()> {
+        self.check_layer_slot(layer_slot)?;
+        let width = self.geometry.heads() * self.geometry.length(Side::Keys);
+        let mut floats = Vec::new();
+        if let Some(store) = &self.store {
+            let from = store.segments.partition_point(|s| s.first_block + s.layout.blocks <= blocks.start);
+            for segment in store.segments.iter().skip(from).take_while(|s| s.first_block < blocks.end) {
+                let (first, last) = (blocks.start.max(segment.first_block), blocks.end.min(segment.first_block + segment.layout.blocks));
+                let bytes = store.means(segment, layer_slot, first - segment.first_block..last - segment.first_block)?;
+                floats.clear();
+                floats.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
+                each(&mut floats);
+            }
+        }
+        let committed = self.committed_blocks();
+        for block in blocks.start.max(committed)..blocks.end {
+            if let Some(pending) = self.pending_block(block)? {
+                floats.clear();
+                floats.extend_from_slice(pending.means(&self.geometry, layer_slot));
+                each(&mut floats);
+            }
+        }
+        debug_assert!(floats.len().is_multiple_of(width));
+        Ok(())
     }
 
     /// How far from its mean a key of a block and head is at most, `(block, head)`: `q·mean + |q|·radius` bounds every score.

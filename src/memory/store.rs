@@ -4,8 +4,8 @@
 //! Order of a commit: segment, commit page, one sync, and then (not synced) one superblock. Whatever a crash leaves behind the
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
-use super::format::{self, CommitPage, FILE, Layout, PAGE, Section, SegmentHeader, Tip};
-use super::geometry::PAGE_BYTES;
+use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
+use super::geometry::{PAGE_BYTES, Side};
 use super::maps::Maps;
 use super::page::Block;
 use super::records::{RECORDS_MAX, TokenRanges};
@@ -130,6 +130,17 @@ impl Store {
         segment.section(&self.maps, &*self.storage, section)
     }
 
+    /// Mean keys of some blocks of a segment, unchecked.
+    pub fn means(&self, segment: &Segment, layer_slot: usize, blocks: std::ops::Range<usize>) -> Result<&[u8]> {
+        let geometry = &self.superblock.geometry;
+        let (at, len) = segment.layout.sections[Section::Index as usize];
+        let (of_layer, of_block) = (len / geometry.layer_count() as u64, 4 * (geometry.heads() * geometry.length(Side::Keys)) as u64);
+        let at = segment.offset + at + layer_slot as u64 * of_layer + blocks.start as u64 * of_block;
+        let len = blocks.len() as u64 * of_block;
+        self.maps.will_need(at, len);
+        self.maps.bytes(&*self.storage, at, len)
+    }
+
     /// An error if this handle may not write (any more).
     pub fn writable(&self) -> Result<()> {
         if self.access == Access::Read {
@@ -233,6 +244,24 @@ impl Store {
             self.follow(&durable, false)?;
         }
         Ok(self.tip.sequence > before)
+    }
+
+    /// For readers: follows the chain anew, to the last commit with at most `tokens` tokens in all.
+    pub fn rewind(&mut self, tokens: u64) -> Result<()> {
+        let (all, len) = (self.tip.sequence, file_len(&*self.storage)?);
+        self.tip = Tip::start(&self.superblock.uuid);
+        self.segments.clear();
+        while self.tip.sequence < all {
+            let (segment, tip) = self.next_commit(len, false)?;
+            if tip.tokens > tokens {
+                break;
+            }
+            self.segments.push(segment);
+            self.tip = tip;
+        }
+        self.maps = Maps::default();
+        self.maps.extend(FIRST_SEGMENT, self.tip.end - FIRST_SEGMENT);
+        Ok(())
     }
 
     /// Writes blocks (all full but the last), their tokens and sources as one segment, then its commit page, then syncs. An error

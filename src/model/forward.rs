@@ -25,6 +25,8 @@ pub enum Outputs<'a> {
     /// Keys and values for a memory, and nothing above the last layer that one stores. Only for windows that are moved to
     /// memory whole and then forgotten: the layers above hold nothing of these tokens.
     Memory,
+    /// Nothing but the queries that retrieval notes, of the layers that search. For tokens that are taken back afterwards.
+    Queries,
     /// Keys and values of every layer, no logits.
     None,
     /// Those of the last token, left in `scratch.logits`.
@@ -59,7 +61,7 @@ pub struct Context<'a> {
 pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], mut outputs: Outputs<'_>) -> Result<()> {
     let n = tokens.len();
     let rows = match outputs {
-        Outputs::Memory | Outputs::None | Outputs::States(_) => 0,
+        Outputs::Memory | Outputs::Queries | Outputs::None | Outputs::States(_) => 0,
         Outputs::Last => 1,
         Outputs::Each(_) => LOGIT_ROWS.min(n),
     };
@@ -67,13 +69,18 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
     c.scratch.reserve(h, n, rows, w.token_embd.rows())?;
     embed(h, w, pass, tokens, &mut c.scratch.x);
     compute_angles(h, c, n);
-    let last_stored = h.memory_layers.last().copied().filter(|_| matches!(outputs, Outputs::Memory));
+    // What nobody asks for above this layer is not computed.
+    let last = match outputs {
+        Outputs::Memory => h.memory_layers.last().copied(),
+        Outputs::Queries => c.recall.as_ref().and_then(|r| r.last_searching()).map(|slot| h.memory_layers[slot]),
+        _ => None,
+    };
     for (l, layer) in w.layers.iter().enumerate() {
         if c.cancel.load(Ordering::Relaxed) {
             c.window.roll_back();
             return Err(Error::Cancelled);
         }
-        if last_stored == Some(l) {
+        if last == Some(l) {
             project(h, layer, l, pass, c, n);
             break;
         }
@@ -85,7 +92,7 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
     }
     c.window.advance(n);
     match &mut outputs {
-        Outputs::Memory | Outputs::None => {}
+        Outputs::Memory | Outputs::Queries | Outputs::None => {}
         Outputs::Last => head(h, w, pass, c.scratch, n - 1, 1),
         Outputs::Each(each) => {
             for at in (0..n).step_by(LOGIT_ROWS) {
@@ -177,7 +184,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
             rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
         }
     } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
-        recall.prepare(h, slot, c.memories, &c.rotary.global, c.window.first(), c.memory_bytes_read)?;
+        recall.prepare(h, slot, &c.rotary.global, c.window.first());
     }
     let mut segments = recycle(std::mem::take(&mut s.segments));
     for head in 0..h.head_count_kv {

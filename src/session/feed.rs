@@ -52,6 +52,7 @@ impl Session {
         self.compute_pending()?;
         let start = Instant::now();
         let before = self.len();
+        self.counters.before_prompt = (self.memory_bytes_read(), self.counters.decode_tokens);
         let reference = matches!(self.options.overflow, Some(Overflow::DumpAll)) && self.model.hparams().fot.is_some();
         let result = if reference {
             let call = ReferenceCall { keep_local: true, last_context_length: self.options.last_context_length };
@@ -125,8 +126,13 @@ impl Session {
         let memories: Vec<_> = self.memories().cloned().collect();
         let (start, is_last) = (batch.start, batch.end == tokens.len());
         let tokens = &tokens[batch];
-        if survey && !memories.is_empty() && self.model.hparams().fot.is_none() {
-            self.survey(tokens, &memories)?;
+        if !memories.is_empty() && self.model.hparams().fot.is_none() {
+            self.bring_back(&memories)?;
+            match survey {
+                true => self.survey(tokens, &memories)?,
+                false => self.follow(&memories)?,
+            }
+            self.recall.set_noting(!survey);
         }
         match outputs {
             Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(start + i, logits)), &memories),
@@ -139,16 +145,28 @@ impl Session {
     /// Lets a batch of an ordinary model's text choose what comes back from memory: computes it once without keeping anything.
     fn survey(&mut self, tokens: &[u32], memories: &[SharedMemory]) -> Result<()> {
         let (window, text) = (self.window.len(), self.tokens.len());
-        self.recall.set_surveying(true);
-        let result = self.compute(tokens, Outputs::Memory, memories);
-        self.recall.set_surveying(false);
-        result?;
+        self.recall.set_noting(true);
+        self.compute(tokens, Outputs::Queries, memories)?;
         self.window.truncate(window);
         self.tokens.truncate(text);
         let readers = Readers::lock(memories);
         let memories = readers.list();
-        let (h, read) = (self.model.hparams(), &mut self.counters.memory_bytes_read);
-        self.team.pass(|pass| self.recall.choose(pass, h, &memories, tokens, read))
+        let h = self.model.hparams();
+        self.team.pass(|pass| self.recall.choose(pass, h, &memories, tokens))
+    }
+
+    /// After a snapshot was loaded: reads again what it had chosen.
+    fn bring_back(&mut self, memories: &[SharedMemory]) -> Result<()> {
+        let readers = Readers::lock(memories);
+        self.recall.bring_back(self.model.hparams(), &readers.list())
+    }
+
+    /// Lets an answer choose again what comes back, when it is time to.
+    fn follow(&mut self, memories: &[SharedMemory]) -> Result<()> {
+        let readers = Readers::lock(memories);
+        let memories = readers.list();
+        let h = self.model.hparams();
+        self.team.pass(|pass| self.recall.follow(pass, h, &memories))
     }
 
     /// One forward pass, appended to the window.

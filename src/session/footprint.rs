@@ -18,7 +18,7 @@ pub struct Estimate {
     pub context_bytes: u64,
     /// Buffers of a batch, of all threads.
     pub scratch_bytes: u64,
-    /// What came back from memories: for sessions that have one attached.
+    /// What retrieval from memories may hold, at most: for sessions that have one attached.
     pub memory_bytes: u64,
 }
 
@@ -52,15 +52,8 @@ impl Session {
         let threads = if options.threads == 0 { default_threads() } else { options.threads };
         let map = model.gguf().map();
         let (file, held) = if map.is_file_backed() { (map.len() as u64, 0) } else { (0, map.len() as u64) };
-        // Focused Transformers read memory where it lies.
-        let memory = if with_memory && h.fot.is_none() {
-            let recall = super::Recall::new(h.memory_layers.len(), context, super::retrieved_blocks(options, context));
-            let token = h.head_count_kv * (h.key_length + h.value_length) * h.memory_layers.len();
-            // Copies in f16.
-            recall.tokens_max() * token * 2
-        } else {
-            0
-        };
+        // Focused Transformers read memory where it lies, others keep to their budget.
+        let memory = if with_memory && h.fot.is_none() { super::recall_options(options, h, context)?.budget_bytes } else { 0 };
         Ok(Estimate {
             file_bytes: file,
             model_bytes: held + model.tokenizer().heap_bytes() as u64 + PROCESS_BYTES,
@@ -79,5 +72,6 @@ impl Session {
             self.scratch.logits = logits;
         }
         self.window.shrink();
+        self.recall.trim();
     }
 }

@@ -67,15 +67,15 @@ impl Session {
     /// [`Error::Mismatch`] if another model made it.
     pub fn attach_memory(&mut self, memory: SharedMemory) -> Result<usize> {
         self.check_memory(&read(&memory))?;
+        self.recall.memories_changed(self.attached.len());
         self.attached.push(memory);
-        self.recall.forget_choice();
         Ok(self.attached.len() - 1)
     }
 
     /// Detaches all attached memories.
     pub fn detach_memories(&mut self) {
         self.attached.clear();
-        self.recall.forget_choice();
+        self.recall.memories_changed(0);
     }
 
     pub(super) fn check_memory(&self, memory: &Memory) -> Result<()> {

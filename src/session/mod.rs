@@ -24,7 +24,7 @@ pub use stats::SessionStats;
 
 use crate::error::{Error, Result};
 use crate::kv::{KvType, LayerShape, Window};
-use crate::model::recall::Recall;
+use crate::model::recall::{Recall, RecallOptions, searching_slots};
 use crate::model::scratch::Scratch;
 use crate::model::{Hparams, Model, RopeOverride, RotarySet};
 use crate::sampler::{Sampler, SamplerOptions};
@@ -70,6 +70,12 @@ pub struct SessionOptions {
     pub memory_top_k: usize,
     /// Ordinary models: blocks that come back from memory per layer; 0 takes a default that fits the window.
     pub retrieved_blocks: usize,
+    /// Ordinary models: bytes of RAM that retrieval may take (its index, the blocks that came back); 0 takes 96 MiB.
+    pub memory_budget_bytes: usize,
+    /// Ordinary models: layers whose queries search the memory, ascending; empty takes the middle ones.
+    pub search_layers: Vec<u32>,
+    /// Ordinary models: tokens of an answer after which it chooses again what it reads; 0 never.
+    pub reselect_tokens: usize,
     /// How tokens are chosen.
     pub sampler: SamplerOptions,
 }
@@ -86,6 +92,9 @@ impl Default for SessionOptions {
             last_context_length: 0,
             memory_top_k: 0,
             retrieved_blocks: 0,
+            memory_budget_bytes: 0,
+            search_layers: Vec::new(),
+            reselect_tokens: RESELECT_TOKENS_DEFAULT,
             sampler: SamplerOptions::default(),
         }
     }
@@ -122,6 +131,10 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
 const CONTEXT_DEFAULT_MAX: usize = 8192;
 /// Blocks of memory that come back per layer where nobody says.
 const RETRIEVED_BLOCKS_DEFAULT: usize = 8;
+/// Bytes for retrieval where nobody says.
+const MEMORY_BUDGET_DEFAULT: usize = 96 << 20;
+/// Tokens of an answer after which it chooses again.
+const RESELECT_TOKENS_DEFAULT: usize = 32;
 
 /// See the module.
 pub struct Session {
@@ -162,7 +175,7 @@ impl Session {
         let context = context_length(&options, h);
         let window = Window::new(layer_shapes(h), options.kv_type, context);
         let rotary = RotarySet::new(h, &model.weights().rope_factors, options.rope.as_ref().unwrap_or(&RopeOverride::default()), context)?;
-        let recall = Recall::new(h.memory_layers.len(), context, retrieved_blocks(&options, context));
+        let recall = Recall::new(h.memory_layers.len(), context, recall_options(&options, h, context)?);
         Ok(Session {
             team: Team::new(threads)?,
             rotary,
@@ -213,6 +226,11 @@ impl Session {
         self.window.capacity()
     }
 
+    /// Most tokens of the trained context that attention sinks and retrieved blocks take from the local window.
+    pub fn retrieval_tokens_max(&self) -> usize {
+        if self.model.hparams().fot.is_some() { 0 } else { self.recall.tokens_max() }
+    }
+
     /// (tokens in the local window, tokens in all memories that it reads)
     pub fn state(&self) -> (usize, u64) {
         (self.window.len(), self.memory_len())
@@ -221,7 +239,7 @@ impl Session {
     /// Forgets the local context and what overflowed from it. Attached memories stay attached.
     pub fn reset(&mut self) {
         self.window.clear();
-        self.recall.clear();
+        self.recall.clear(self.attached.len());
         self.overflow = None;
         self.tokens.clear();
         self.pending = false;
@@ -304,6 +322,26 @@ fn layer_shapes(h: &Hparams) -> Vec<LayerShape> {
         sliding_window: h.sliding_window[l],
     };
     (0..h.block_count).map(shape).collect()
+}
+
+fn recall_options(options: &SessionOptions, h: &Hparams, context: usize) -> Result<RecallOptions> {
+    let searching = match options.search_layers.as_slice() {
+        [] => searching_slots(h),
+        layers => layers
+            .iter()
+            .map(|l| h.memory_layers.binary_search(&(*l as usize)))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| Error::argument("search_layers", format!("layers among {:?}", h.memory_layers), format!("{layers:?}")))?,
+    };
+    if !searching.is_sorted_by(|a, b| a < b) {
+        return Err(Error::argument("search_layers", "layers in ascending order", format!("{:?}", options.search_layers)));
+    }
+    Ok(RecallOptions {
+        blocks_max: retrieved_blocks(options, context),
+        searching,
+        budget_bytes: if options.memory_budget_bytes == 0 { MEMORY_BUDGET_DEFAULT } else { options.memory_budget_bytes },
+        reselect_tokens: options.reselect_tokens,
+    })
 }
 
 fn retrieved_blocks(options: &SessionOptions, context: usize) -> usize {

@@ -57,6 +57,10 @@ pub fn write_options(o: &SessionOptions) -> Vec<u8> {
     put(&mut out, &[s.top_k, s.penalty_last_n]);
     out.extend((s.logit_bias.len() as u64).to_le_bytes());
     s.logit_bias.iter().for_each(|(token, bias)| put(&mut out, &[*token, bias.to_bits()]));
+    for n in [o.memory_budget_bytes, o.reselect_tokens, o.search_layers.len()] {
+        out.extend((n as u64).to_le_bytes());
+    }
+    put(&mut out, &o.search_layers);
     out
 }
 
@@ -107,6 +111,12 @@ pub fn read_options(c: &mut Cursor<'_>) -> Result<SessionOptions> {
     for _ in 0..c.count("logit_bias", 8)? {
         logit_bias.push((c.u32("logit_bias.token")?, f32::from_bits(c.u32("logit_bias")?)));
     }
+    let mut size = |name: &str| Ok::<usize, crate::Error>(usize::try_from(c.u64(name)?).unwrap_or(usize::MAX));
+    let (memory_budget_bytes, reselect_tokens) = (size("memory_budget_bytes")?, size("reselect_tokens")?);
+    let mut search_layers = Vec::new();
+    for _ in 0..c.count("search_layers", 4)? {
+        search_layers.push(c.u32("search_layers")?);
+    }
     let sampler = SamplerOptions {
         temperature,
         top_k,
@@ -130,6 +140,9 @@ pub fn read_options(c: &mut Cursor<'_>) -> Result<SessionOptions> {
         last_context_length,
         memory_top_k,
         retrieved_blocks,
+        memory_budget_bytes,
+        search_layers,
+        reselect_tokens,
         sampler,
     })
 }

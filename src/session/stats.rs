@@ -30,8 +30,22 @@ pub struct SessionStats {
     pub anonymous_bytes: u64,
     /// Bytes of this process in RAM now, as the system counts them; 0 where it does not say.
     pub resident_bytes: u64,
-    /// Bytes of memory blocks read by attention or retrieval.
+    /// Bytes of memories read by attention or retrieval: blocks, keys that were compared, index, token ids.
     pub memory_bytes_read: u64,
+    /// The same since the last prompt began, for each token computed one at a time since then.
+    pub memory_bytes_per_token: f64,
+    /// Bytes of RAM that retrieval holds, of its budget.
+    pub memory_held_bytes: u64,
+    /// Blocks that retrieval read, each in all layers.
+    pub memory_blocks_read: u64,
+    /// Blocks that it wanted and held already.
+    pub memory_block_hits: u64,
+    /// Damaged blocks that it left out.
+    pub memory_blocks_damaged: u64,
+    /// Times that it chose.
+    pub memory_choices: u64,
+    /// Of its last choice: the share of the votes that went to blocks which were not read.
+    pub memory_unread_share: f64,
 }
 
 /// What the session counts as it works.
@@ -44,14 +58,21 @@ pub(super) struct Counters {
     pub decode_seconds: f64,
     pub reused_tokens: u64,
     pub memory_bytes_read: u64,
+    /// Bytes of memories read, and tokens decoded, before the last prefill.
+    pub before_prompt: (u64, u64),
     /// Of the last prefill, until the first token after it.
     pub prompt_seconds: f64,
 }
 
 impl Session {
+    /// Bytes of memories read so far.
+    pub(super) fn memory_bytes_read(&self) -> u64 {
+        self.counters.memory_bytes_read + self.recall.stats().bytes_read
+    }
+
     /// Figures since the session was made.
     pub fn stats(&self) -> SessionStats {
-        let c = &self.counters;
+        let (c, recall, read) = (&self.counters, self.recall.stats(), self.memory_bytes_read());
         let memory_sum = |f: &dyn Fn(&Memory) -> u64| self.memories().map(|m| f(&super::memories::read(m))).sum::<u64>();
         let map = self.model.gguf().map();
         let mapped = if map.is_file_backed() { map.len() as u64 } else { 0 };
@@ -69,7 +90,14 @@ impl Session {
             anonymous_bytes: (self.window.bytes() + self.scratch.bytes() + self.recall.bytes()) as u64
                 + memory_sum(&|m| m.stats().ram_bytes),
             resident_bytes: resident_bytes(),
-            memory_bytes_read: c.memory_bytes_read,
+            memory_bytes_read: read,
+            memory_bytes_per_token: (read - c.before_prompt.0) as f64 / (c.decode_tokens - c.before_prompt.1).max(1) as f64,
+            memory_held_bytes: self.recall.bytes() as u64,
+            memory_blocks_read: recall.blocks_read,
+            memory_block_hits: recall.block_hits,
+            memory_blocks_damaged: recall.blocks_damaged,
+            memory_choices: recall.choices,
+            memory_unread_share: recall.unread_share.into(),
         }
     }
 }

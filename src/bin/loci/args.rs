@@ -53,6 +53,15 @@ pub struct SessionArgs {
     /// Ordinary models: blocks that come back from memory; 0 takes a default that fits the window
     #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
     pub retrieved_blocks: usize,
+    /// Ordinary models: layers whose queries search the memory; without it the middle ones
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub search_layers: Vec<u32>,
+    /// Ordinary models: MiB of RAM for retrieval; 0 takes 96
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    pub memory_budget: usize,
+    /// Ordinary models: tokens of an answer after which it chooses again what it reads; 0: never
+    #[arg(long, value_name = "TOKENS", default_value_t = SessionOptions::default().reselect_tokens)]
+    pub reselect: usize,
     #[command(flatten)]
     pub rope: RopeArgs,
 }
@@ -69,6 +78,9 @@ impl SessionArgs {
             last_context_length: self.last_context_length,
             memory_top_k: self.memory_top_k,
             retrieved_blocks: self.retrieved_blocks,
+            memory_budget_bytes: self.memory_budget << 20,
+            search_layers: self.search_layers.clone(),
+            reselect_tokens: self.reselect,
             ..SessionOptions::default()
         }
     }

@@ -177,6 +177,13 @@ pub fn stats_json(s: &SessionStats) -> Value {
         "anonymous_bytes": s.anonymous_bytes,
         "resident_bytes": s.resident_bytes,
         "memory_bytes_read": s.memory_bytes_read,
+        "memory_bytes_per_token": s.memory_bytes_per_token,
+        "memory_held_bytes": s.memory_held_bytes,
+        "memory_blocks_read": s.memory_blocks_read,
+        "memory_block_hits": s.memory_block_hits,
+        "memory_blocks_damaged": s.memory_blocks_damaged,
+        "memory_choices": s.memory_choices,
+        "memory_unread_share": s.memory_unread_share,
     })
 }
 
@@ -199,4 +206,16 @@ pub fn note_stats(s: &SessionStats) {
         s.memory_tokens,
         output::bytes(s.memory_bytes_read),
     ));
+    if s.memory_choices > 0 {
+        output::note(&format!(
+            "memory: {} read per token since the prompt, {} blocks read, {} held already, {} damaged, {} choices, {:.0} % of the votes unread; {} held",
+            output::bytes(s.memory_bytes_per_token as u64),
+            s.memory_blocks_read,
+            s.memory_block_hits,
+            s.memory_blocks_damaged,
+            s.memory_choices,
+            s.memory_unread_share * 100.0,
+            output::bytes(s.memory_held_bytes),
+        ));
+    }
 }

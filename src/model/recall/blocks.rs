@@ -1,0 +1,151 @@
+//! The blocks that came back: kept unrotated in RAM while they are wanted, copied and rotated to where they are read.
+//!
+//! A block is read from its memory once, all layers together, each layer asked for ahead; so no kernel ever waits for a page of a
+//! memory file. Blocks of earlier choices stay until the byte budget wants their room, the longest unused first.
+
+use super::BlockAddress;
+use crate::error::Result;
+use crate::kernels::codec::Codec;
+use crate::kernels::rotary::{Rotary, Turn};
+use crate::memory::Memory;
+use crate::model::hparams::Hparams;
+
+/// Encoding of the copies.
+pub const CODEC: Codec = Codec::F16;
+
+/// One block of all stored layers.
+struct Held {
+    at: BlockAddress,
+    /// Number of the choice that wanted it last.
+    used: u64,
+    tokens: usize,
+    /// For each layer the keys `(tokens, heads_kv, key_length)`, then the values likewise.
+    rows: Vec<u8>,
+}
+
+/// Blocks in RAM.
+#[derive(Default)]
+pub struct Blocks {
+    held: Vec<Held>,
+}
+
+/// Bytes of a token's key, or value, of all heads.
+fn row_bytes(h: &Hparams) -> (usize, usize) {
+    (CODEC.row_bytes(h.head_count_kv * h.key_length), CODEC.row_bytes(h.head_count_kv * h.value_length))
+}
+
+impl Blocks {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.held.iter().map(|b| b.rows.len()).sum()
+    }
+
+    /// Drops the blocks of all memories but the first `keep`.
+    pub fn truncate(&mut self, keep: usize) {
+        self.held.retain(|b| b.at.memory < keep);
+    }
+
+    /// True if the block is held.
+    pub fn holds(&self, at: BlockAddress) -> bool {
+        self.held.iter().any(|b| b.at == at)
+    }
+
+    /// True if the block is held; it then counts as used by `choice`.
+    pub fn use_for(&mut self, at: BlockAddress, choice: u64, len: usize) -> bool {
+        let held = self.held.iter_mut().find(|b| b.at == at && b.tokens == len);
+        held.is_some_and(|b| {
+            b.used = choice;
+            true
+        })
+    }
+
+    /// Drops the longest unused blocks, none that is `wanted`, until `bytes` hold the rest.
+    pub fn shrink(&mut self, bytes: usize, wanted: impl Fn(BlockAddress) -> bool) {
+        while self.bytes() > bytes {
+            let oldest = self.held.iter().enumerate().filter(|(_, b)| !wanted(b.at)).min_by_key(|(_, b)| b.used);
+            let Some((i, _)) = oldest else { return };
+            self.held.swap_remove(i);
+        }
+    }
+
+    /// Reads a block of every layer; returns the bytes that were read.
+    pub fn load(&mut self, h: &Hparams, memories: &[&Memory], at: BlockAddress, choice: u64) -> Result<u64> {
+        let memory = memories[at.memory];
+        let layers = memory.geometry().layers.len();
+        let tokens = memory.block(at.block)?.len;
+        let (key_row, value_row) = row_bytes(h);
+        let mut rows = vec![0; layers * tokens * (key_row + value_row)];
+        let (mut read, mut decoded) = (0, Vec::new());
+        for (slot, layer) in rows.chunks_exact_mut(tokens * (key_row + value_row)).enumerate() {
+            let (keys, values) = layer.split_at_mut(tokens * key_row);
+            for head in 0..h.head_count_kv {
+                let views = [
+                    (memory.keys(slot, head, at.block)?, &mut *keys, key_row),
+                    (memory.values(slot, head, at.block)?, &mut *values, value_row),
+                ];
+                for (view, out, width) in views {
+                    read += view.bytes.len() as u64;
+                    decoded.clear();
+                    decoded.resize(view.len * view.length, 0.0);
+                    view.decode(&mut decoded);
+                    let bytes = CODEC.row_bytes(view.length);
+                    for (t, row) in decoded.chunks_exact(view.length).enumerate() {
+                        CODEC.encode(row, &mut out[t * width + head * bytes..][..bytes]);
+                    }
+                }
+            }
+        }
+        self.held.retain(|b| b.at != at);
+        self.held.push(Held { at, used: choice, tokens, rows });
+        Ok(read)
+    }
+
+    /// One layer's copy for attention: sinks and the chosen blocks, keys rotated to consecutive positions that end before `base`.
+    pub fn place(&self, h: &Hparams, slot: usize, sinks: &Sinks, chosen: &[BlockAddress], place: (&Rotary, i64), out: &mut Placed) {
+        let ((key_row, value_row), (rotary, base)) = (row_bytes(h), place);
+        let found = || chosen.iter().filter_map(|at| self.held.iter().find(|b| b.at == *at));
+        out.keys.clear();
+        out.values.clear();
+        out.unrotated.clear();
+        if sinks.tokens > 0 {
+            out.unrotated.extend_from_slice(&sinks.keys[slot]);
+            CODEC.append(&sinks.values[slot], &mut out.values);
+        }
+        out.tokens = sinks.tokens;
+        for block in found() {
+            let layer = &block.rows[slot * block.tokens * (key_row + value_row)..][..block.tokens * (key_row + value_row)];
+            let (keys, values) = layer.split_at(block.tokens * key_row);
+            let start = out.unrotated.len();
+            out.unrotated.resize(start + block.tokens * h.head_count_kv * h.key_length, 0.0);
+            CODEC.decode(keys, &mut out.unrotated[start..]);
+            out.values.extend_from_slice(values);
+            out.tokens += block.tokens;
+        }
+        rotary.turn(Turn::Forward, base - out.tokens as i64, &mut out.unrotated, h.head_count_kv, h.key_length);
+        CODEC.append(&out.unrotated, &mut out.keys);
+    }
+}
+
+/// The first tokens of the text, kept when they leave the window: `(tokens, heads_kv, length)` per stored layer.
+#[derive(Default)]
+pub struct Sinks {
+    pub tokens: usize,
+    pub keys: Vec<Vec<f32>>,
+    pub values: Vec<Vec<f32>>,
+}
+
+/// What attention reads in one layer: `(tokens, heads_kv, length)`.
+#[derive(Default)]
+pub struct Placed {
+    pub keys: Vec<u8>,
+    pub values: Vec<u8>,
+    pub tokens: usize,
+    /// Room to rotate in.
+    unrotated: Vec<f32>,
+}
+
+impl Placed {
+    pub fn bytes(&self) -> usize {
+        self.keys.capacity() + self.values.capacity() + 4 * self.unrotated.capacity()
+    }
+}
