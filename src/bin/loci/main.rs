@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod memory;
 mod output;
+mod perplexity;
 mod prompt;
 mod requantise;
 mod run;
@@ -55,9 +56,11 @@ enum Verb {
     /// Render a chat template with variables from JSON
     Render(text::Render),
     /// Logits of every position, as raw little-endian f32
-    Logits(eval::Logits),
+    Logits(perplexity::Logits),
     /// Perplexity of a text, in chunks
-    Perplexity(eval::Perplexity),
+    Perplexity(perplexity::Perplexity),
+    /// What is found again of a long text, at every length and depth
+    Eval(Box<eval::Eval>),
     /// Speed of prefill and decode
     Bench(bench::Bench),
     /// RAM that a session takes, before it is made
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Verb::Render(a) => a.exec(),
         Verb::Logits(a) => a.exec(),
         Verb::Perplexity(a) => a.exec(),
+        Verb::Eval(a) => a.exec(),
         Verb::Bench(a) => a.exec(),
         Verb::Estimate(a) => a.exec(),
         Verb::Quantize(a) => a.exec(),

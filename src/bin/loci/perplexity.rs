@@ -135,17 +135,22 @@ impl Perplexity {
 
 /// Sums of negative log-likelihoods.
 #[derive(Default)]
-struct Score {
+pub struct Score {
     sum: f64,
     squares: f64,
     count: u64,
 }
 
 impl Score {
-    fn add(&mut self, nll: f64) {
+    pub fn add(&mut self, nll: f64) {
         self.sum += nll;
         self.squares += nll * nll;
         self.count += 1;
+    }
+
+    /// Tokens scored.
+    pub fn count(&self) -> u64 {
+        self.count
     }
 
     fn mean(&self) -> f64 {
@@ -153,7 +158,7 @@ impl Score {
     }
 
     /// exp of the mean, and its standard error by the delta method.
-    fn perplexity(&self) -> (f64, f64) {
+    pub fn perplexity(&self) -> (f64, f64) {
         let mean = self.mean();
         let variance = (self.squares / self.count as f64 - mean * mean).max(0.0);
         let error = if self.count > 1 { (variance / (self.count - 1) as f64).sqrt() } else { 0.0 };

@@ -1,0 +1,254 @@
+//! `eval`: how much of what a text held is found again, at every length and depth, and what memory does to perplexity.
+
+mod ask;
+mod corpus;
+mod overlay;
+mod perplexity;
+mod report;
+mod tasks;
+
+use crate::args::{ModelArgs, SessionArgs};
+use crate::{Done, Failure, interrupt, output, prompt};
+use clap::{Args, ValueEnum};
+use corpus::{Corpus, Plan};
+use loci::memory::Memory;
+use loci::model::Model;
+use loci::sampler::SamplerOptions;
+use loci::session::{Session, SessionOptions, SharedMemory};
+use overlay::Overlay;
+use report::Report;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use tasks::Task;
+
+/// What the model has of the text when it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// A memory of it
+    Memory,
+    /// All of it in the prompt; only lengths that the trained context holds
+    Full,
+    /// As much of its end in the prompt as the window holds
+    Window,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Memory => "memory",
+            Mode::Full => "full",
+            Mode::Window => "window",
+        }
+    }
+}
+
+/// Hide things in a long text, remember it, and ask for them at every length and depth
+///
+/// One text serves all lengths: the shorter ones are its beginnings, and it is remembered once. What is hidden is read with the tokens
+/// before its place, and laid over the memory of the text for its question. Everything follows from --seed. Scores are shares of what
+/// was asked for that the answer holds, greedy decoding, with the beginning of the answer given.
+#[derive(Args)]
+pub struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What is asked
+    #[arg(long, value_name = "TASKS", value_enum, value_delimiter = ',', default_value = "passkey,needle,kv,multikey,vt,cwe")]
+    tasks: Vec<Task>,
+    /// Tokens of text, for example 4k,32k,1m
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = length, default_value = "4k,16k")]
+    lengths: Vec<usize>,
+    /// What the model has of the text
+    #[arg(long, value_name = "MODES", value_enum, value_delimiter = ',', default_value = "memory,full,window")]
+    modes: Vec<Mode>,
+    /// Depths at which things are hidden, evenly spread
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    depths: u16,
+    /// Things of each task at each depth
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    samples: u16,
+    /// Where the random numbers start
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A text to hide things in; without one it is made up
+    #[arg(long, value_name = "FILE")]
+    haystack: Option<PathBuf>,
+    /// Keep the memory in this file, and take it from there the next time; without it a temporary one is used
+    #[arg(long, value_name = "FILE")]
+    memory: Option<PathBuf>,
+    /// Also the perplexity of the text's last N tokens at every length, 0: none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    perplexity: usize,
+    /// Only these lengths are asked about, of those that the text is made for
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = length)]
+    only: Vec<usize>,
+    /// One line for each question on stderr: what was asked, expected and answered
+    #[arg(long)]
+    verbose: bool,
+    /// One JSON object in place of tables
+    #[arg(long)]
+    json: bool,
+    /// Heat maps of length and depth
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// A commit of a text that is being remembered ends at a multiple of this: lengths do, too.
+const COMMIT_TOKENS: usize = 4096;
+
+/// `4k`, `1m` or plain tokens; from 4096 on rounded up to a multiple of that.
+fn length(text: &str) -> Result<usize, String> {
+    let expected = || format!("expected a number of tokens such as 512, 32k or 1m, found {text:?}");
+    let lower = text.to_ascii_lowercase();
+    let (digits, factor) = match lower.strip_suffix('k') {
+        Some(digits) => (digits, 1 << 10),
+        None => lower.strip_suffix('m').map_or((lower.as_str(), 1), |digits| (digits, 1_000_000)),
+    };
+    let n: usize = digits.parse().map_err(|_| expected())?;
+    let n = n.checked_mul(factor).filter(|n| (64..=1 << 30).contains(n)).ok_or_else(expected)?;
+    Ok(if n < COMMIT_TOKENS { n } else { n.next_multiple_of(COMMIT_TOKENS) })
+}
+
+impl Eval {
+    pub fn exec(mut self) -> Done {
+        self.lengths.sort_unstable();
+        self.lengths.dedup();
+        let text = self.haystack.as_deref().map(prompt::read_text).transpose()?;
+        let model = self.model.open()?;
+        let plan = Plan {
+            tasks: &self.tasks,
+            lengths: &self.lengths,
+            depths: self.depths.into(),
+            samples: self.samples.into(),
+            seed: self.seed,
+            haystack: text.as_deref(),
+        };
+        let corpus = Corpus::build(model.tokenizer(), &plan);
+        let asked: Vec<usize> = (0..self.lengths.len()).filter(|l| self.only.is_empty() || self.only.contains(&self.lengths[*l])).collect();
+        let mut report = Report::new(&model, &plan);
+        interrupt::install()?;
+        let temporary = tempfile_path();
+        let path = self.memory.clone().unwrap_or_else(|| temporary.0.clone());
+        for l in asked {
+            let memory = match self.modes.contains(&Mode::Memory) {
+                true => Some(self.remembered(&model, &corpus, self.lengths[l], &path, &mut report)?),
+                false => None,
+            };
+            for &mode in &self.modes {
+                self.ask(&model, &corpus, l, mode, memory.as_ref(), &mut report)?;
+                if self.perplexity > 0 {
+                    let session = self.new_session(&model)?;
+                    let text = perplexity::Text::new(&session, &corpus.tokens[..self.lengths[l]], self.perplexity, mode);
+                    let before = if mode == Mode::Memory { Some(open_at(&model, &path, text.before_window())?) } else { None };
+                    report.perplexity(l, mode, text.score(session, before)?);
+                }
+            }
+        }
+        if let Some(path) = &self.svg {
+            std::fs::write(path, report.svg()).map_err(|e| Failure::io("write", path, e))?;
+        }
+        if self.json { output::print_line(&report.json().to_string()) } else { output::print(&report.table()) }
+    }
+
+    fn new_session(&self, model: &Arc<Model>) -> Result<Session, Failure> {
+        let sampler = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+        Ok(Session::new(model.clone(), SessionOptions { sampler, ..self.session.options() })?)
+    }
+
+    /// The memory of the text's first `length` tokens: reads into the file what it does not hold yet.
+    fn remembered(
+        &self,
+        model: &Arc<Model>,
+        corpus: &Corpus,
+        length: usize,
+        path: &Path,
+        report: &mut Report,
+    ) -> Result<SharedMemory, Failure> {
+        let text = &corpus.tokens[..length];
+        let memory = match path.exists() {
+            true => Memory::open(path, Some(model.fingerprint()))?,
+            false => Memory::create(path, model.memory_geometry(), model.fingerprint().clone())?,
+        };
+        let held = memory.len().min(length as u64);
+        if memory.tokens(0..held)? != text[..held as usize] {
+            return Err(Failure::failed(format!("{} holds another text than this one", path.display())));
+        }
+        if (held as usize) < length {
+            let started = std::time::Instant::now();
+            let mut session = self.new_session(model)?;
+            let _busy = interrupt::guard(session.cancel_handle());
+            let memory: SharedMemory = Arc::new(RwLock::new(memory));
+            let bar = output::token_bar("remembering", length);
+            let done = session.remember(&memory, &text[held as usize..], None, &mut |done, _| {
+                bar.set_position(held + done as u64);
+                ControlFlow::Continue(())
+            });
+            bar.finish_and_clear();
+            memory.write().map_err(|_| Failure::failed("the memory is unusable after a failure"))?.commit()?;
+            done?;
+            report.remembered(length - held as usize, started.elapsed().as_secs_f64());
+        }
+        open_at(model, path, length)
+    }
+
+    fn ask(
+        &self,
+        model: &Arc<Model>,
+        corpus: &Corpus,
+        length: usize,
+        mode: Mode,
+        memory: Option<&SharedMemory>,
+        report: &mut Report,
+    ) -> Done {
+        let mut session = self.new_session(model)?;
+        let _busy = interrupt::guard(session.cancel_handle());
+        let asker = ask::Asker::new(model)?;
+        let tokens = self.lengths[length];
+        for item in corpus.items.iter().filter(|i| i.length == length) {
+            let places = corpus.places(model.tokenizer(), item, tokens, self.depths.into());
+            let (mut text, mut hidden) = (Vec::new(), None);
+            match memory {
+                Some(memory) if mode == Mode::Memory => {
+                    session.detach_memories();
+                    let overlay = Overlay::new(&mut session, corpus, &places, tokens, self.seed)?;
+                    session.attach_memory(memory.clone())?;
+                    hidden = Some((session.attach_memory(overlay.memory)?, overlay.end.saturating_sub(1)));
+                }
+                _ => text = corpus.with(&places, tokens),
+            }
+            let Some(answer) = asker.ask(&mut session, item, &text, mode)? else { break };
+            let score = item.score(&answer.text);
+            let rank = hidden.and_then(|(memory, last)| ask::found(&session, memory, last));
+            if self.verbose {
+                let (task, depth, expected) = (item.task.name(), item.depth, item.expected.join(" "));
+                let rank = rank.map_or(String::new(), |rank| format!(", read as {rank}"));
+                let what = format!("{task} {} {tokens} depth {depth}: {score:.2}{rank}", mode.name());
+                output::note(&format!("{what}: {:?} expected {expected:?}, answered {:?}", item.question, answer.text));
+            }
+            report.answer(item, mode, score, &answer, rank.is_some(), &session);
+        }
+        Ok(())
+    }
+}
+
+/// The memory as it was after the last commit with at most `tokens` tokens.
+fn open_at(model: &Model, path: &Path, tokens: usize) -> Result<SharedMemory, Failure> {
+    let mut memory = Memory::open_read_only(path, Some(model.fingerprint()))?;
+    memory.rewind(tokens as u64)?;
+    Ok(Arc::new(RwLock::new(memory)))
+}
+
+/// A file that goes when this is dropped.
+struct Temporary(PathBuf);
+
+fn tempfile_path() -> Temporary {
+    Temporary(std::env::temp_dir().join(format!("loci-eval-{}.lmem", std::process::id())))
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,275 @@
+//! The tasks: what is hidden, how it is asked for, what counts as found.
+//!
+//! After passkey retrieval (arXiv 2305.16300), needles in a haystack, and RULER's multi-key, variable tracking and common words
+//! (arXiv 2404.06654); key-value pairs after "Lost in the Middle" (arXiv 2307.03172). One item is in the text at a time.
+
+use super::corpus::Rng;
+use clap::ValueEnum;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    /// A number of five digits that is said to be important, told twice
+    Passkey,
+    /// A plain sentence in the text: who keeps what where
+    Needle,
+    /// The value of a random key among pairs of eight hexadecimal digits
+    Kv,
+    /// A number among three others of the same kind right beside it
+    Multikey,
+    /// All variables that have a value, through a chain of assignments
+    Vt,
+    /// The words that come again and again in lists
+    Cwe,
+}
+
+/// One thing hidden in the text.
+pub struct Item {
+    pub task: Task,
+    /// Index into the lengths, and into the depths.
+    pub length: usize,
+    pub depth: usize,
+    /// What stands in the text; several parts stand apart.
+    pub parts: Vec<String>,
+    /// What the user asks, and how the answer begins.
+    pub question: String,
+    pub begin: String,
+    /// What the answer must hold; each counts alike.
+    pub expected: Vec<String>,
+}
+
+const COLOURS: &[&str] = &[
+    "amber",
+    "azure",
+    "black",
+    "bronze",
+    "copper",
+    "coral",
+    "crimson",
+    "emerald",
+    "golden",
+    "green",
+    "grey",
+    "indigo",
+    "ivory",
+    "jade",
+    "lilac",
+    "maroon",
+    "olive",
+    "orange",
+    "pearl",
+    "pink",
+    "purple",
+    "red",
+    "ruby",
+    "scarlet",
+    "silver",
+    "teal",
+    "turquoise",
+    "violet",
+    "white",
+    "yellow",
+];
+const THINGS: &[&str] = &[
+    "anchor", "barrel", "basket", "bell", "bottle", "bridge", "candle", "castle", "chair", "clock", "coin", "compass", "crown", "cup",
+    "door", "drum", "fiddle", "flag", "gate", "hammer", "harp", "kettle", "ladder", "lamp", "lantern", "mirror", "needle", "oven",
+    "pillow", "plough", "ribbon", "rope", "saddle", "ship", "spoon", "sword", "table", "tower", "wagon", "wheel",
+];
+const NAMES: &[&str] = &[
+    "Agatha",
+    "Barnaby",
+    "Casimir",
+    "Dorothea",
+    "Edmund",
+    "Felicity",
+    "Gustav",
+    "Henrietta",
+    "Ignatius",
+    "Josephine",
+    "Konrad",
+    "Ludmilla",
+    "Magnus",
+    "Nathalie",
+    "Ottokar",
+    "Philippa",
+    "Quentin",
+    "Rosalind",
+    "Sebastian",
+    "Theodora",
+    "Ulrich",
+    "Veronica",
+    "Wilhelm",
+    "Yvonne",
+];
+const OBJECTS: &[&str] = &[
+    "accordion",
+    "bicycle pump",
+    "cheese knife",
+    "diary",
+    "fishing rod",
+    "garden shears",
+    "chess set",
+    "ice skates",
+    "letters",
+    "medals",
+    "passport",
+    "photographs",
+    "piggy bank",
+    "recipes",
+    "sewing box",
+    "spare key",
+    "stamps",
+    "telescope",
+    "toolbox",
+    "umbrella",
+];
+const PLACES: &[&str] = &[
+    "attic",
+    "bakery",
+    "barn",
+    "basement",
+    "bathroom",
+    "chapel",
+    "cupboard",
+    "fridge",
+    "garage",
+    "greenhouse",
+    "hallway",
+    "kitchen",
+    "laundry",
+    "library",
+    "office",
+    "pantry",
+    "piano",
+    "school",
+    "shed",
+    "stable",
+    "theatre",
+    "tower",
+    "windmill",
+    "workshop",
+];
+const WORDS: &[&str] = &[
+    "apricot",
+    "bamboo",
+    "cactus",
+    "dolphin",
+    "eagle",
+    "falcon",
+    "giraffe",
+    "hamster",
+    "iceberg",
+    "jaguar",
+    "kangaroo",
+    "lemon",
+    "mango",
+    "nutmeg",
+    "octopus",
+    "penguin",
+    "quartz",
+    "rabbit",
+    "salmon",
+    "tulip",
+    "umbrella",
+    "volcano",
+    "walnut",
+    "xylophone",
+    "yogurt",
+    "zebra",
+];
+const COMMON: usize = 4;
+
+impl Task {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Passkey => "passkey",
+            Task::Needle => "needle",
+            Task::Kv => "kv",
+            Task::Multikey => "multikey",
+            Task::Vt => "vt",
+            Task::Cwe => "cwe",
+        }
+    }
+
+    /// Item number `n`: names follow from the number, so that no two are alike; the rest is drawn.
+    pub fn item(self, rng: &mut Rng, n: usize, length: usize, depth: usize) -> Item {
+        // Steps without a common factor with the lists' lengths: names of neighbours differ in both words.
+        let named = |n: usize| format!("{} {}", COLOURS[n * 7 % COLOURS.len()], THINGS[(n * 11 + n / 120) % THINGS.len()]);
+        let number = |rng: &mut Rng| (10_000 + rng.below(90_000)).to_string();
+        let hex = |rng: &mut Rng| format!("{:08x}", rng.next() as u32);
+        let (parts, question, begin, expected) = match self {
+            Task::Passkey => {
+                let key = number(rng);
+                let part = format!(
+                    "There is important information hidden here. The five digits of the pass key are {key}. Remember them: {key} is the pass key."
+                );
+                let question = "What are the five digits of the pass key?".into();
+                (vec![part], question, "The five digits of the pass key are".into(), vec![key])
+            }
+            Task::Needle => {
+                let (who, what) = (NAMES[n * 5 % NAMES.len()], OBJECTS[(n * 7 + n / 120) % OBJECTS.len()]);
+                let place = rng.pick(PLACES).to_string();
+                let part = format!("{who} keeps the {what} in the {place}.");
+                (vec![part], format!("Where does {who} keep the {what}?"), format!("{who} keeps the {what} in the"), vec![place])
+            }
+            Task::Kv => {
+                let (key, value) = (hex(rng), hex(rng));
+                let part = format!("\"{key}\": \"{value}\",");
+                (vec![part], format!("What is the value of the key \"{key}\"?"), format!("\"{key}\": \""), vec![value])
+            }
+            Task::Multikey => {
+                let wanted = rng.below(4);
+                let numbers: Vec<String> = (0..4).map(|_| number(rng)).collect();
+                let names: Vec<String> = (0..4).map(|i| format!("{} of {}", named(4 * n + i), NAMES[n % NAMES.len()])).collect();
+                let told = names
+                    .iter()
+                    .zip(&numbers)
+                    .map(|(name, number)| format!("One of the special magic numbers for the {name} is {number}."));
+                let part = told.collect::<Vec<_>>().join(" ");
+                let question = format!("What is the special magic number for the {}?", names[wanted]);
+                let begin = format!("The special magic number for the {} is", names[wanted]);
+                (vec![part], question, begin, vec![numbers[wanted].clone()])
+            }
+            Task::Vt => {
+                let value = number(rng);
+                let names: Vec<String> = (0..3).map(|_| (0..4).map(|_| char::from(b'A' + rng.below(26) as u8)).collect()).collect();
+                let parts = (0..3).map(|i| match i {
+                    0 => format!("VAR {} = {value}.", names[0]),
+                    _ => format!("VAR {} = VAR {}.", names[i], names[i - 1]),
+                });
+                let question = format!("Find all variables that are assigned the value {value} in the text above.");
+                (parts.collect(), question, format!("The variables that are assigned the value {value} are"), names)
+            }
+            Task::Cwe => {
+                let mut words: Vec<&str> = WORDS.to_vec();
+                for i in (1..words.len()).rev() {
+                    words.swap(i, rng.below(i + 1));
+                }
+                let (common, rare) = words.split_at(COMMON);
+                let list = format!("{} list", named(n));
+                let parts = (0..4).map(|i| {
+                    let mut of_part: Vec<&str> = common.iter().chain(&rare[i * 4..][..4]).copied().collect();
+                    for i in (1..of_part.len()).rev() {
+                        of_part.swap(i, rng.below(i + 1));
+                    }
+                    format!("Part {} of the {list}: {}.", i + 1, of_part.join(", "))
+                });
+                let parts = parts.collect();
+                let question = format!("Which {COMMON} words are in every part of the {list}?");
+                let begin = format!("The {COMMON} words in every part of the {list} are");
+                (parts, question, begin, common.iter().map(|w| w.to_string()).collect())
+            }
+        };
+        Item { task: self, length, depth, parts, question, begin, expected }
+    }
+}
+
+impl Item {
+    /// Share of what was expected that the answer holds.
+    pub fn score(&self, answer: &str) -> f64 {
+        let answer = answer.to_lowercase();
+        let found = self.expected.iter().filter(|e| answer.contains(&e.to_lowercase())).count();
+        found as f64 / self.expected.len() as f64
+    }
+}
