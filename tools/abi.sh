@@ -19,8 +19,7 @@ describe() {
     cp "$1" "$dir/include/loci.h"
     {
         printf '#include "loci.h"\n#include <stdlib.h>\n'
-        tr '\n' ' ' < "$1" | sed 's@/\*@\n/*@g; s@\*/@*/\n@g' | grep -v '^/\*' | tr '\n' ' ' | sed 's/LOCI_API /\nLOCI_API /g' |
-            sed -n 's/^LOCI_API \([^;#]*loci_[a-z0-9_]*([^;]*)\);.*/\1 { abort(); }/p'
+        tools/exports.sh declarations "$1" | sed 's/$/ { abort(); }/'
     } > "$dir/stub.c"
     cc -g -Og -w -shared -fPIC -fno-eliminate-unused-debug-types "-ffile-prefix-map=$dir=." "-fdebug-prefix-map=$dir=." -I"$dir/include" \
         "$dir/stub.c" -Wl,-soname,libloci.so -o "$dir/libloci.so"

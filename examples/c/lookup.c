@@ -8,9 +8,8 @@
  * LOG.questions holds the questions and the right answers, for marking; the model never sees them. `make run-example` runs the four in
  * this order. One byte is one token of this model. The log has pages of 256 bytes, the model's window, and no sentence crosses their
  * ends, since each page is read by itself. */
-#include <loci.h>
-#include <stdio.h>
-#include <stdlib.h>
+#define PROGRAM "lookup"
+#include "example.h"
 #include <string.h>
 
 #define SEED 20260301u
@@ -18,14 +17,6 @@
 #define QUESTIONS 10
 
 /* ---- The log ---------------------------------------------------------------------------------------------------------------- */
-
-/* The same numbers on every machine (xorshift, Marsaglia 2003). */
-static uint32_t random_below(uint32_t *state, uint32_t n) {
-    *state ^= *state << 13;
-    *state ^= *state >> 17;
-    *state ^= *state << 5;
-    return *state % n;
-}
 
 #define PICK(list) (list)[random_below(state, sizeof(list) / sizeof *(list))]
 
@@ -144,56 +135,6 @@ static int write_log(const char *path, long tokens) {
 
 /* ---- The model -------------------------------------------------------------------------------------------------------------- */
 
-static void check(loci_status status) {
-    if (status != LOCI_OK) {
-        fprintf(stderr, "\nlookup: %s: %s\n", loci_status_name(status), loci_last_error());
-        exit(1);
-    }
-}
-
-static char *read_file(const char *path, size_t *length) {
-    FILE *in = fopen(path, "rb");
-    char *text;
-    long size;
-    if (in == NULL || fseek(in, 0, SEEK_END) != 0 || (size = ftell(in)) < 0 || (text = malloc((size_t)size + 1)) == NULL) {
-        perror(path);
-        exit(1);
-    }
-    rewind(in);
-    *length = fread(text, 1, (size_t)size, in);
-    text[*length] = 0;
-    fclose(in);
-    return text;
-}
-
-static double mib(uint64_t bytes) {
-    return (double)bytes / (1024.0 * 1024.0);
-}
-
-static double per_second(uint64_t tokens, double seconds) {
-    return seconds > 0 ? (double)tokens / seconds : 0;
-}
-
-static loci_session_stats stats_of(loci_session *session) {
-    loci_session_stats s;
-    s.struct_size = sizeof s;
-    check(loci_session_stats_get(session, &s));
-    return s;
-}
-
-/* A session that always takes the most probable token: the same answers every time. */
-static loci_session *new_session(loci_model *model) {
-    loci_session_options options;
-    loci_sampler_options sampler;
-    loci_session *session;
-    check(loci_session_options_init(&options, sizeof options));
-    check(loci_session_new(model, &options, &session));
-    check(loci_sampler_options_init(&sampler, sizeof sampler));
-    sampler.temperature = 0;
-    check(loci_session_set_sampler(session, &sampler));
-    return session;
-}
-
 typedef struct answer {
     char text[64];
     size_t length;
@@ -241,15 +182,6 @@ static unsigned ask_all(loci_session *session, const char *log_path, const char 
 }
 
 /* ---- The verbs -------------------------------------------------------------------------------------------------------------- */
-
-static int32_t on_progress(void *user, uint64_t done, uint64_t total) {
-    int *shown = user, percent = (int)(done * 100 / (total ? total : 1));
-    if (percent / 10 != *shown) {
-        *shown = percent / 10;
-        fprintf(stderr, "  %3d %% of %lu tokens\n", percent, (unsigned long)total);
-    }
-    return 0;
-}
 
 static int remember(const char *model_path, const char *log_path, const char *memory_path) {
     loci_model *model;

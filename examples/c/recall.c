@@ -6,24 +6,15 @@
  *   recall window MODEL LOG           asks the same with the end of the log in the prompt, as much as the window holds
  *
  * `make run-chat` runs the four in this order. */
+#define PROGRAM "recall"
+#include "example.h"
 #include <ctype.h>
-#include <loci.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define SEED 20260301u
 #define ANSWER_TOKENS 32
 
 /* ---- The log ---------------------------------------------------------------------------------------------------------------- */
-
-/* The same numbers on every machine (xorshift, Marsaglia 2003). */
-static uint32_t random_below(uint32_t *state, uint32_t n) {
-    *state ^= *state << 13;
-    *state ^= *state >> 17;
-    *state ^= *state << 5;
-    return *state % n;
-}
 
 /* A fact: its sentence with %s for what is asked, the question, and what may be asked for (NULL: a number of four digits). */
 typedef struct fact {
@@ -139,38 +130,6 @@ static int write_log(const char *path, long tokens) {
 
 /* ---- The model -------------------------------------------------------------------------------------------------------------- */
 
-static void check(loci_status status) {
-    if (status != LOCI_OK) {
-        fprintf(stderr, "\nrecall: %s: %s\n", loci_status_name(status), loci_last_error());
-        exit(1);
-    }
-}
-
-static void *allocate(size_t bytes) {
-    void *p = malloc(bytes);
-    if (p == NULL) {
-        fprintf(stderr, "recall: out of memory\n");
-        exit(1);
-    }
-    return p;
-}
-
-static char *read_file(const char *path, size_t *length) {
-    FILE *in = fopen(path, "rb");
-    char *text;
-    long size;
-    if (in == NULL || fseek(in, 0, SEEK_END) != 0 || (size = ftell(in)) < 0) {
-        perror(path);
-        exit(1);
-    }
-    rewind(in);
-    text = allocate((size_t)size + 1);
-    *length = fread(text, 1, (size_t)size, in);
-    text[*length] = 0;
-    fclose(in);
-    return text;
-}
-
 /* What a generation leaves: the answer's text, as far as it is looked at. */
 typedef struct answer {
     char text[1024];
@@ -242,44 +201,7 @@ static int ask(const loci_model *model, loci_session *session, size_t question, 
     return found;
 }
 
-static loci_session_stats stats_of(loci_session *session) {
-    loci_session_stats s;
-    s.struct_size = sizeof s;
-    check(loci_session_stats_get(session, &s));
-    return s;
-}
-
-static double per_second(uint64_t tokens, double seconds) {
-    return seconds > 0 ? (double)tokens / seconds : 0;
-}
-
-static double mib(uint64_t bytes) {
-    return (double)bytes / (1024.0 * 1024.0);
-}
-
-/* A session that always takes the most probable token: the same answers every time. */
-static loci_session *new_session(loci_model *model) {
-    loci_session_options options;
-    loci_sampler_options sampler;
-    loci_session *session;
-    check(loci_session_options_init(&options, sizeof options));
-    check(loci_session_new(model, &options, &session));
-    check(loci_sampler_options_init(&sampler, sizeof sampler));
-    sampler.temperature = 0;
-    check(loci_session_set_sampler(session, &sampler));
-    return session;
-}
-
 /* ---- The four verbs --------------------------------------------------------------------------------------------------------- */
-
-static int32_t on_progress(void *user, uint64_t done, uint64_t total) {
-    int *shown = user, percent = (int)(done * 100 / (total ? total : 1));
-    if (percent / 10 != *shown) {
-        *shown = percent / 10;
-        fprintf(stderr, "  %3d %% of %lu tokens\n", percent, (unsigned long)total);
-    }
-    return 0;
-}
 
 static int remember(const char *model_path, const char *log_path, const char *memory_path) {
     loci_model *model;

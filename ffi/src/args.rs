@@ -158,21 +158,36 @@ impl<T: Copy> Buffer<T> {
         unsafe { self.write_with(values, &[]) }
     }
 
+    /// Refuses, and writes how many there will be, if `len` elements do not fit: for what takes long to make.
+    ///
+    /// # Safety
+    /// `length` is good for writing.
+    pub unsafe fn must_hold(&self, len: usize) -> Outcome {
+        // SAFETY: the caller's promise.
+        unsafe { self.note(len, 0) }
+    }
+
+    /// Writes the length of `len` elements, and refuses if they do not fit with `end` more behind them.
+    ///
+    /// # Safety
+    /// `length` is good for writing.
+    unsafe fn note(&self, len: usize, end: usize) -> Outcome {
+        // SAFETY: the caller's promise; alignment is not assumed.
+        unsafe { self.length.write_unaligned(len) };
+        if len + end <= self.capacity {
+            return Ok(());
+        }
+        let what = format!("a buffer of {} elements, found {}", len + end, self.capacity);
+        Err(Fail { name: Some("capacity".into()), ..Fail::new(LOCI_BUFFER_TOO_SMALL, format!("buffer too small: expected {what}")) })
+    }
+
     /// # Safety
     /// As [`Buffer::write`].
     unsafe fn write_with(self, values: &[T], end: &[T]) -> Outcome {
-        let fits = values.len() + end.len() <= self.capacity;
-        // SAFETY: length is good for writing; what is written to data is at most capacity elements. Bytes are copied, so no
-        // alignment is assumed.
+        // SAFETY: length is good for writing; what is written to data is at most capacity elements, as `note` has found. Bytes are
+        // copied, so no alignment is assumed.
         unsafe {
-            self.length.write_unaligned(values.len());
-            if !fits {
-                let what = format!("a buffer of {} elements, found {}", values.len() + end.len(), self.capacity);
-                return Err(Fail {
-                    name: Some("capacity".into()),
-                    ..Fail::new(LOCI_BUFFER_TOO_SMALL, format!("buffer too small: expected {what}"))
-                });
-            }
+            self.note(values.len(), end.len())?;
             let to = self.data.cast::<u8>();
             to.copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));
             to.add(size_of_val(values)).copy_from_nonoverlapping(end.as_ptr().cast(), size_of_val(end));

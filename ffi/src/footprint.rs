@@ -85,10 +85,9 @@ pub unsafe extern "C" fn loci_session_embed(
         let pooling = pooling_of(pooling)?;
         let tokens = args::tokens(tokens, count)?;
         with(session, |s| {
-            // What does not fit is said before anything is computed.
             let width = s.session.model().embedding_length();
             if capacity < width {
-                return out.write(&vec![0.0; width]);
+                return out.must_hold(width);
             }
             out.write(&s.session.embed(tokens, pooling, &mut progress(progress_fn, user))?)
         })

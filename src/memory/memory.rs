@@ -402,7 +402,7 @@ impl Memory {
     /// True if the block is to be read: none of its tokens is forgotten, and it was not found damaged.
     pub fn is_readable(&self, block: usize) -> bool {
         let forgotten = self.forgotten();
-        if forgotten.tokens() > 0
+        if !forgotten.is_empty()
             && let Ok(span) = self.block(block)
             && forgotten.meets(&(span.first_token..span.first_token + span.len as u64))
         {

@@ -77,6 +77,11 @@ impl TokenRanges {
         self.0.get(next).is_some_and(|r| r.start <= range.start && range.end <= r.end)
     }
 
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The tokens in all of it.
     pub fn tokens(&self) -> u64 {
         self.0.iter().map(|r| r.end - r.start).sum()

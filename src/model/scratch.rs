@@ -49,31 +49,25 @@ pub struct Angles {
 }
 
 impl Scratch {
+    /// Floats of each buffer for a batch of `n` and `rows` rows of logits, in the order of the fields; `up` is not among them.
+    fn lengths(h: &Hparams, n: usize, rows: usize, vocab: usize) -> [usize; 9] {
+        let (width, queries, keys) = (n * h.embedding_length, n * h.head_count * h.key_length, n * h.head_count_kv * h.key_length);
+        let (values, attended) = (n * h.head_count_kv * h.value_length, n * h.head_count * h.value_length);
+        [width, width, queries, queries, keys, values, attended, n * h.feed_forward_length, rows * vocab]
+    }
+
     /// Makes every buffer large enough for a batch of `n` and `rows` rows of logits.
     pub fn reserve(&mut self, h: &Hparams, n: usize, rows: usize, vocab: usize) -> Result<()> {
-        const WHAT: &str = "scratch buffers";
-        let queries = n * h.head_count * h.key_length;
-        let keys = n * h.head_count_kv * h.key_length;
-        try_grow(&mut self.x, WHAT, n * h.embedding_length)?;
-        try_grow(&mut self.h, WHAT, n * h.embedding_length)?;
-        for v in [&mut self.q, &mut self.q_memory] {
-            try_grow(v, WHAT, queries)?;
-        }
-        try_grow(&mut self.k, WHAT, keys)?;
-        try_grow(&mut self.v, WHAT, n * h.head_count_kv * h.value_length)?;
-        try_grow(&mut self.attended, WHAT, n * h.head_count * h.value_length)?;
-        try_grow(&mut self.gate, WHAT, n * h.feed_forward_length)?;
-        try_grow(&mut self.logits, WHAT, rows * vocab)
+        let Scratch { x, h: normed, q, q_memory, k, v, attended, gate, logits, .. } = self;
+        let buffers = [x, normed, q, q_memory, k, v, attended, gate, logits];
+        buffers.into_iter().zip(Scratch::lengths(h, n, rows, vocab)).try_for_each(|(v, len)| try_grow(v, "scratch buffers", len))
     }
 
     /// Bytes that a batch of `n` tokens takes, all buffers together, with one row of logits.
     pub fn bytes_for(h: &Hparams, n: usize, vocab: usize) -> usize {
-        let (queries, keys) = (h.head_count * h.key_length, h.head_count_kv * h.key_length);
-        let values = h.head_count_kv * h.value_length;
         let widest = h.embedding_length.max(h.feed_forward_length).max(h.head_count * h.value_length);
-        let floats = 2 * h.embedding_length + 2 * queries + keys + values + h.head_count * h.value_length + h.feed_forward_length;
-        let angles = 3 * (h.key_length / 2) * 2;
-        n * ((floats + angles) * 4 + Activations::bytes_per_row(widest)) + vocab * 4
+        let angles = 3 * n * (h.key_length / 2) * 2;
+        4 * (Scratch::lengths(h, n, 1, vocab).iter().sum::<usize>() + angles) + n * Activations::bytes_per_row(widest)
     }
 
     /// Bytes held.

@@ -136,7 +136,6 @@ impl Session {
         }
         match outputs {
             Outputs::Each(each) => self.compute(tokens, Outputs::Each(&mut |i, logits| each(start + i, logits)), &memories),
-            Outputs::States(each) => self.compute(tokens, Outputs::States(&mut |i, state| each(start + i, state)), &memories),
             Outputs::Last if is_last => self.compute(tokens, Outputs::Last, &memories),
             _ => self.compute(tokens, Outputs::None, &memories),
         }

@@ -413,7 +413,7 @@ impl Recall {
             chosen.insert(0, (BlockAddress { memory: 0, block: 0 }, 0.0));
         }
         self.forget_choice_but_finalists();
-        chosen.iter().for_each(|(at, _)| (0..self.layers.len()).for_each(|slot| memories[at.memory].prefetch(slot, at.block)));
+        self.ask_for(memories, &chosen);
         let wanted = std::mem::take(&mut chosen);
         for (at, share) in wanted {
             if self.ready(h, memories, at)? {
@@ -477,7 +477,7 @@ impl Recall {
             next.insert(0, *first);
         }
         if !next.iter().map(|c| c.0).eq(self.chosen.iter().map(|c| c.0)) {
-            next.iter().for_each(|(at, _)| (0..self.layers.len()).for_each(|slot| memories[at.memory].prefetch(slot, at.block)));
+            self.ask_for(memories, &next);
             self.next = Some(next);
         }
         Ok(())
@@ -498,6 +498,13 @@ impl Recall {
         self.stats.bytes_read += read.bytes;
         self.stats.blocks_damaged += read.damaged;
         votes
+    }
+
+    /// Asks for all layers of blocks ahead of their reading.
+    fn ask_for(&self, memories: &[&Memory], blocks: &[(BlockAddress, f32)]) {
+        for (at, _) in blocks {
+            (0..self.layers.len()).for_each(|slot| memories[at.memory].prefetch(slot, at.block));
+        }
     }
 
     /// Brings a block into RAM, unless it is there; false if it is damaged.
