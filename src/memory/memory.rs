@@ -1,17 +1,16 @@
-//! The handle on a memory: append, commit, read.
+//! The handle on a memory: open, append, commit, follow a writer. `reader.rs` reads through it, `documents.rs` keeps whole documents with it.
 //!
 //! Invariants: blocks are numbered once and for all when their first token comes; all are full but the last one of each commit and
 //! the very last; a block is either committed (read from the file) or pending (in RAM), and both are read through one face.
 
-use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX, Section, parse_spans};
+use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX};
 use super::geometry::Side;
 use super::index::{LayerIndex, reserve};
-use super::log::{TokenLog, Unfinished};
+use super::log::TokenLog;
 use super::page::{Block, check_rows};
 use super::records::TokenRanges;
-use super::segment::not_truncated;
 use super::store::Store;
-use super::view::{Access, BlockSpan, BlockView, LayerKv, Source, SourceSpan, Stats};
+use super::view::{Access, LayerKv, Source, SourceSpan, Stats};
 use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
 use crate::error::{Error, Result, try_zeroed};
@@ -31,18 +30,18 @@ pub(super) struct Pending {
 
 /// A memory: see the module. Reading takes `&self` and can be done from many threads.
 pub struct Memory {
-    geometry: Geometry,
-    fingerprint: Fingerprint,
+    pub(super) geometry: Geometry,
+    pub(super) fingerprint: Fingerprint,
     pub(super) store: Option<Store>,
-    pending: Pending,
+    pub(super) pending: Pending,
     /// One for each layer slot, loaded when first asked for.
-    index: Vec<OnceLock<LayerIndex>>,
+    pub(super) index: Vec<OnceLock<LayerIndex>>,
     /// Of a memory without a file; the others are in the store.
-    forgotten: TokenRanges,
+    pub(super) forgotten: TokenRanges,
     /// Blocks that were found damaged when they were to be read, and are not read any more.
-    dropped: Mutex<BTreeSet<usize>>,
+    pub(super) dropped: Mutex<BTreeSet<usize>>,
     /// The same, to be asked without a lock.
-    dropped_count: AtomicUsize,
+    pub(super) dropped_count: AtomicUsize,
     /// Of a memory that is written: the document being read into it.
     pub(super) log: Option<TokenLog>,
     path: Option<PathBuf>,
@@ -163,7 +162,7 @@ impl Memory {
         self.store.as_ref().map_or(0, |s| s.tip().tokens)
     }
 
-    fn committed_blocks(&self) -> usize {
+    pub(super) fn committed_blocks(&self) -> usize {
         self.store.as_ref().map_or(0, Store::blocks)
     }
 
@@ -280,43 +279,6 @@ impl Memory {
         Ok(())
     }
 
-    /// The ids of a range of tokens.
-    pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
-        if range.start > range.end || range.end > self.len() {
-            return Err(Error::argument("range", format!("a range within {} tokens", self.len()), format!("{range:?}")));
-        }
-        let mut out = Vec::new();
-        reserve(&mut out, "token ids", (range.end - range.start) as usize)?;
-        // The part of the range that lies in `len` tokens from `first` on, counted from `first`.
-        let part = |first: u64, len: u64| {
-            range.start.clamp(first, first + len) as usize - first as usize..range.end.clamp(first, first + len) as usize - first as usize
-        };
-        if let Some(store) = &self.store {
-            let from = store.segments.partition_point(|s| s.header.first_token + u64::from(s.header.token_count) <= range.start);
-            for segment in store.segments.iter().skip(from).take_while(|s| s.header.first_token < range.end) {
-                let ids = store.section(segment, Section::Tokens)?.as_chunks().0;
-                let part = part(segment.header.first_token, segment.header.token_count.into());
-                out.extend(ids[part].iter().map(|b| u32::from_le_bytes(*b)));
-            }
-        }
-        out.extend(&self.pending.tokens[part(self.committed_len(), self.pending.tokens.len() as u64)]);
-        Ok(out)
-    }
-
-    /// Where the tokens come from, in the order of the tokens. Tokens without a source, and forgotten ones, are in none of the spans.
-    pub fn sources(&self) -> Result<Vec<SourceSpan>> {
-        let mut out: Vec<SourceSpan> = Vec::new();
-        if let Some(store) = &self.store {
-            for segment in &store.segments {
-                let at = segment.offset + segment.layout.sections[Section::Spans as usize].0;
-                parse_spans(store.section(segment, Section::Spans)?, at, &segment.header, |span| out.push(span))?;
-            }
-        }
-        out.extend(self.pending.spans.iter().cloned());
-        out.retain(|span| !self.forgotten().covers(&span.tokens));
-        Ok(out)
-    }
-
     /// True if it lies in a file, false if only in RAM.
     pub fn is_on_file(&self) -> bool {
         self.store.is_some()
@@ -327,257 +289,13 @@ impl Memory {
         self.committed_blocks() + self.pending.blocks.len()
     }
 
-    /// The tokens of a block.
-    pub fn block(&self, block: usize) -> Result<BlockSpan> {
-        if let Some(pending) = self.pending_block(block)? {
-            let first_token = self.committed_len() + ((block - self.committed_blocks()) * self.geometry.block_len()) as u64;
-            return Ok(BlockSpan { first_token, len: pending.len });
-        }
-        let (_, segment) = self.committed_block(block)?;
-        let i = block - segment.first_block;
-        let first_token = segment.header.first_token + (i * self.geometry.block_len()) as u64;
-        let len = if i + 1 == segment.layout.blocks { segment.layout.last_len } else { self.geometry.block_len() };
-        Ok(BlockSpan { first_token, len })
-    }
-
-    /// `None` if the block is committed; an error if there is no such block.
-    fn pending_block(&self, block: usize) -> Result<Option<&Block>> {
-        let Some(i) = block.checked_sub(self.committed_blocks()) else { return Ok(None) };
-        match self.pending.blocks.get(i) {
-            Some(block) => Ok(Some(block)),
-            None => Err(Error::argument("block", format!("below {}", self.blocks()), block)),
-        }
-    }
-
-    fn committed_block(&self, block: usize) -> Result<(&Store, &super::segment::Segment)> {
-        let found = self.store.as_ref().and_then(|store| Some((store, store.segment_of_block(block)?)));
-        found.ok_or_else(|| Error::argument("block", format!("below {}", self.blocks()), block))
-    }
-
-    /// The keys or the values of one head in one block, in place. A committed block is compared with its checksum when it is first
-    /// touched.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a slot, head or block that is not there; [`Error::Corrupt`] with the offset if this block of this
-    /// layer is damaged (others stay readable).
-    pub fn rows(&self, side: Side, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
-        let geometry = &self.geometry;
-        self.check_layer_slot(layer_slot)?;
-        if head >= geometry.heads() {
-            return Err(Error::argument("head", format!("below {}", geometry.heads()), head));
-        }
-        let (codec, length) = (geometry.codec, geometry.length(side));
-        if let Some(pending) = self.pending_block(block)? {
-            return Ok(BlockView { bytes: pending.run(geometry, layer_slot, side, head), codec, side, len: pending.len, length });
-        }
-        let (store, segment) = self.committed_block(block)?;
-        let len = self.block(block)?.len;
-        let extent = segment.extent(&store.maps, &*store.storage, geometry, layer_slot, block - segment.first_block)?;
-        let bytes = &extent[geometry.run_offset(side, head, len)..][..geometry.run_bytes(side, len)];
-        Ok(BlockView { bytes, codec, side, len, length })
-    }
-
-    /// The unrotated keys of one head in one block: see [`Memory::rows`].
-    pub fn keys(&self, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
-        self.rows(Side::Keys, layer_slot, head, block)
-    }
-
-    /// The values of one head in one block: see [`Memory::rows`].
-    pub fn values(&self, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
-        self.rows(Side::Values, layer_slot, head, block)
-    }
-
-    /// Asks the system to read a block of a layer slot ahead. Only a hint: it returns at once and never fails.
-    pub fn prefetch(&self, layer_slot: usize, block: usize) {
-        if layer_slot < self.geometry.layer_count()
-            && let Some(store) = &self.store
-            && block < store.blocks()
-            && let Some(segment) = store.segment_of_block(block)
-        {
-            let (at, len) = segment.layout.extent(layer_slot, block - segment.first_block);
-            store.maps.will_need(segment.offset + at, len as u64);
-        }
-    }
-
-    /// True if the block is to be read: none of its tokens is forgotten, and it was not found damaged.
-    pub fn is_readable(&self, block: usize) -> bool {
-        let forgotten = self.forgotten();
-        if !forgotten.is_empty()
-            && let Ok(span) = self.block(block)
-            && forgotten.meets(&(span.first_token..span.first_token + span.len as u64))
-        {
-            return false;
-        }
-        self.dropped_count.load(Relaxed) == 0 || !self.dropped.lock().unwrap_or_else(|e| e.into_inner()).contains(&block)
-    }
-
-    /// What was being read of `block`, or `None` if it turned out damaged: then it is not read any more, which the log and
-    /// [`Stats::dropped_blocks`] say. Other errors stay errors.
-    pub fn or_drop<T>(&self, block: usize, read: Result<T>) -> Result<Option<T>> {
-        match read {
-            Ok(read) => Ok(Some(read)),
-            Err(e @ Error::Corrupt { .. }) if self.store.as_ref().is_some_and(|s| not_truncated(&*s.storage, s.tip().end).is_ok()) => {
-                let mut dropped = self.dropped.lock().unwrap_or_else(|e| e.into_inner());
-                if dropped.insert(block) {
-                    log::warn!("block {block} of a memory is damaged and not read any more: {e}");
-                    self.dropped_count.store(dropped.len(), Relaxed);
-                }
-                Ok(None)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Blocks that were found damaged are looked at again.
-    pub(super) fn read_again(&mut self) {
-        self.dropped.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
-        self.dropped_count.store(0, Relaxed);
-    }
-
-    /// [`Error::Corrupt`] if somebody has cut the file short: what is mapped must not be touched then. To be asked before a round of
-    /// reading.
-    pub fn check_length(&self) -> Result<()> {
-        self.store.as_ref().map_or(Ok(()), |s| not_truncated(&*s.storage, s.tip().end))
-    }
-
     pub(super) fn forgotten(&self) -> &TokenRanges {
         self.store.as_ref().map_or(&self.forgotten, |s| &s.forgotten)
-    }
-
-    /// Forgets what was remembered under this label: its blocks are not read any more, durably, and [`Memory::compact`] leaves them
-    /// out. A block that also holds tokens of another source goes with them; documents that a session reads into a file do not share
-    /// blocks. Commits what is pending first. Returns the number of tokens.
-    pub fn forget(&mut self, label: &str) -> Result<u64> {
-        self.commit()?;
-        let mut ranges = TokenRanges::default();
-        self.sources()?.into_iter().filter(|s| s.label == label).for_each(|s| ranges.insert(s.tokens));
-        let before = self.forgotten().tokens();
-        match &mut self.store {
-            Some(store) if ranges.tokens() > 0 => store.forget(&ranges.iter().cloned().collect::<Vec<_>>())?,
-            Some(store) => store.writable()?,
-            None => ranges.iter().for_each(|r| self.forgotten.insert(r.clone())),
-        }
-        Ok(self.forgotten().tokens() - before)
-    }
-
-    /// Keeps the token log on a storage of its own, as [`Memory::open`] keeps it beside the file.
-    pub fn with_log_on(mut self, storage: Box<dyn Storage>) -> Memory {
-        self.log = Some(TokenLog::on(storage));
-        self
-    }
-
-    /// Begins a document: commits what is pending, so that documents do not share blocks, then makes the document's `tokens` durable in
-    /// the token log, before anything is computed of them, and reserves the space that they will take. After a crash
-    /// [`Memory::unfinished`] has them. False, and nothing done, without a file, and while another document is being read into this
-    /// handle: the log has one at a time, and documents that mix are durable with their commits only.
-    ///
-    /// # Errors
-    /// [`Error::Io`], for a full disk too.
-    pub fn begin(&mut self, label: Option<&str>, tokens: &[u32]) -> Result<bool> {
-        if self.log.as_ref().is_none_or(|log| log.active) {
-            return Ok(false);
-        }
-        self.commit()?;
-        let first_token = self.len();
-        let (Some(log), Some(store)) = (&mut self.log, &mut self.store) else { return Ok(false) };
-        store.writable()?;
-        let row = self.geometry.extent_bytes(self.geometry.block_len()).div_ceil(self.geometry.block_len());
-        store.reserve((row * self.geometry.layer_count()) as u64 * tokens.len() as u64)?;
-        log.write(store.uuid(), &Unfinished { label: label.map(str::to_owned), tokens: tokens.to_vec(), first_token })?;
-        log.active = true;
-        Ok(true)
-    }
-
-    /// Goes on with the document that [`Memory::unfinished`] has.
-    pub fn go_on(&mut self) {
-        if let Some(log) = &mut self.log {
-            log.active = true;
-        }
-    }
-
-    /// Ends the document that the log has: commits what is pending, then clears the log.
-    pub fn finish(&mut self) -> Result<()> {
-        self.commit()?;
-        self.log.as_mut().map_or(Ok(()), TokenLog::clear)
-    }
-
-    /// The document that a crash has interrupted, if any, of which [`Memory::len`] less its first token are there. Also while it is
-    /// being read by this handle.
-    pub fn unfinished(&self) -> Result<Option<Unfinished>> {
-        let (Some(log), Some(store)) = (&self.log, &self.store) else { return Ok(None) };
-        let Some(document) = log.read(store.uuid())? else { return Ok(None) };
-        let (len, count) = (store.tip().tokens, document.tokens.len() as u64);
-        let Some(done) = len.checked_sub(document.first_token).filter(|done| *done < count) else { return Ok(None) };
-        // What is there must be its beginning; otherwise the log is left over from another time.
-        let is_its_own = self.tokens(document.first_token..len)? == document.tokens[..done as usize];
-        Ok(is_its_own.then_some(document))
     }
 
     /// Tokens that are appended but not durable.
     pub fn pending_len(&self) -> u64 {
         self.pending.tokens.len() as u64
-    }
-
-    fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {
-        if layer_slot >= self.geometry.layer_count() {
-            return Err(Error::argument("layer_slot", format!("below {}", self.geometry.layer_count()), layer_slot));
-        }
-        Ok(())
-    }
-
-    fn layer_index(&self, layer_slot: usize) -> Result<&LayerIndex> {
-        self.check_layer_slot(layer_slot)?;
-        let cell = &self.index[layer_slot];
-        if let Some(index) = cell.get() {
-            return Ok(index);
-        }
-        let mut index = LayerIndex::default();
-        if let Some(store) = &self.store {
-            index.load(&self.geometry, store, layer_slot, 0)?;
-        }
-        index.reserve(&self.geometry, self.pending.blocks.len())?;
-        self.pending.blocks.iter().for_each(|b| index.push(&self.geometry, layer_slot, b));
-        Ok(cell.get_or_init(|| index))
-    }
-
-    /// The mean of the stored keys of each block and head, `(block, head, key_length)`. The first call for a layer slot reads the
-    /// index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
-    pub fn mean_keys(&self, layer_slot: usize) -> Result<&[f32]> {
-        Ok(&self.layer_index(layer_slot)?.means)
-    }
-
-    /// Hands out the mean keys of `blocks`, `(block, head, key_length)`, some blocks at a time, in order; nothing of them is kept, and
-    /// `each` may change them. What comes from a file is *not* compared with its checksum, which covers all layers: it may be
-    /// anything, as a summary that only proposes may.
-    pub fn scan_mean_keys(&self, layer_slot: usize, blocks: Range<usize>, each: &mut dyn FnMut(&mut [f32])) -> Result<()> {
-        self.check_layer_slot(layer_slot)?;
-        let width = self.geometry.heads() * self.geometry.length(Side::Keys);
-        let mut floats = Vec::new();
-        if let Some(store) = &self.store {
-            let from = store.segments.partition_point(|s| s.first_block + s.layout.blocks <= blocks.start);
-            for segment in store.segments.iter().skip(from).take_while(|s| s.first_block < blocks.end) {
-                let (first, last) = (blocks.start.max(segment.first_block), blocks.end.min(segment.first_block + segment.layout.blocks));
-                let bytes = store.means(segment, layer_slot, first - segment.first_block..last - segment.first_block)?;
-                floats.clear();
-                floats.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
-                each(&mut floats);
-            }
-        }
-        let committed = self.committed_blocks();
-        for block in blocks.start.max(committed)..blocks.end {
-            if let Some(pending) = self.pending_block(block)? {
-                floats.clear();
-                floats.extend_from_slice(pending.means(&self.geometry, layer_slot));
-                each(&mut floats);
-            }
-        }
-        debug_assert!(floats.len().is_multiple_of(width));
-        Ok(())
-    }
-
-    /// How far from its mean a key of a block and head is at most, `(block, head)`: `q·mean + |q|·radius` bounds every score.
-    pub fn radii(&self, layer_slot: usize) -> Result<&[f32]> {
-        Ok(&self.layer_index(layer_slot)?.radii)
     }
 
     /// Sizes.

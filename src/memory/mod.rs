@@ -5,11 +5,12 @@
 //! together. What is appended is visible at once and durable after [`Memory::commit`]. The file is described in
 //! `docs/memory-format.md`.
 //!
-//! Walk: `memory.rs` (the handle) -> `page.rs` (a block in memory: pack, summarise) -> `store.rs` (file: recover, commit) ->
-//! `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says how rows are kept, `index.rs` holds the summaries for a scan, `format.rs` the pages,
-//! `geometry.rs` the arithmetic.
+//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs` (what is read) -> `page.rs` (a block in memory: pack,
+//! summarise) -> `store.rs` (file: recover, commit) -> `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
+//! how rows are kept, `index.rs` holds the summaries for a scan, `format.rs` the pages, `geometry.rs` the arithmetic.
 
 mod codec;
+mod documents;
 mod format;
 mod geometry;
 mod image;
@@ -20,6 +21,7 @@ mod maps;
 #[allow(clippy::module_inception)]
 mod memory;
 mod page;
+mod reader;
 mod records;
 mod segment;
 mod store;
