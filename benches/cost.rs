@@ -33,7 +33,7 @@ fn main() {
     let mut activations = Activations::new();
     let mut sum = 0.0;
     Team::new(1).expect("a team").pass(|pass| {
-        activations.load_for(pass, &x, &[&w]);
+        activations.load_for(pass, &x, &[&w]).expect("memory");
         for call in 0..calls {
             matmul(pass, &w, &activations, &mut out);
             sum += out[call % out.len()];

@@ -99,7 +99,7 @@ impl Ours {
     fn run(&mut self, x: &[f32]) {
         let Ours { team, weights, activations, cols, out } = self;
         team.pass(|pass| {
-            activations.load_for(pass, x, &[weights]);
+            activations.load_for(pass, x, &[weights]).expect("memory");
             debug_assert_eq!(*cols, weights.cols());
             matmul(pass, weights, activations, out);
         });

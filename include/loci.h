@@ -121,7 +121,7 @@ typedef int32_t loci_status;
 #define LOCI_BAD_MODEL (-8)        /* metadata and tensors of a model do not fit together */
 #define LOCI_MISMATCH (-9)         /* two things do not belong together: a memory made by another model */
 #define LOCI_LIMIT (-10)           /* a capacity is exhausted: the context window */
-#define LOCI_NOMEM (-11)           /* the allocator said no */
+#define LOCI_NOMEM (-11)           /* the allocator said no, or lives from its reserve: free something, then go on */
 #define LOCI_CANCELLED (-12)       /* cancelled, or stopped by a callback; the session is usable */
 #define LOCI_BUSY (-13)            /* in use by another call: a session, a memory, the writer's lock of a memory file */
 #define LOCI_PANIC (-14)           /* a bug in loci; what the call worked on answers LOCI_POISONED from now on */

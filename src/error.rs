@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -89,11 +90,11 @@ pub enum Error {
         asked: u64,
     },
     /// The allocator said no.
-    #[error("out of memory: {bytes} bytes for {what}")]
+    #[error("out of memory: {}{what}", bytes_for(*bytes))]
     OutOfMemory {
         /// What the bytes were for.
         what: &'static str,
-        /// How many.
+        /// How many; 0 if it was not one allocation that failed.
         bytes: u64,
     },
     /// The caller asked to stop; the object stays usable.
@@ -126,6 +127,10 @@ impl Error {
     }
 }
 
+fn bytes_for(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!("{bytes} bytes for ") }
+}
+
 /// Characters of a string from a file that an error repeats.
 const QUOTED_CHARS_MAX: usize = 60;
 
@@ -152,4 +157,41 @@ pub fn try_grow<T: Clone + Default>(v: &mut Vec<T>, what: &'static str, len: usi
         v.resize(len, T::default());
     }
     Ok(())
+}
+
+/// Room for so many more elements, or [`Error::OutOfMemory`].
+pub fn try_reserve<T>(v: &mut Vec<T>, what: &'static str, more: usize) -> Result<()> {
+    let bytes = (more as u64).saturating_mul(size_of::<T>() as u64);
+    v.try_reserve(more).map_err(|_| Error::OutOfMemory { what, bytes })
+}
+
+/// An empty vector with room for `len` elements, or [`Error::OutOfMemory`].
+pub fn try_with_capacity<T>(what: &'static str, len: usize) -> Result<Vec<T>> {
+    let mut v = Vec::new();
+    try_reserve(&mut v, what, len)?;
+    Ok(v)
+}
+
+/// [`Error::OutOfMemory`] if there are not `bytes` to be had now: asked before work that takes about so many in small parts.
+pub fn check_room(what: &'static str, bytes: usize) -> Result<()> {
+    try_with_capacity::<u8>(what, bytes).map(drop)
+}
+
+/// Whether small allocations come from a reserve by now: see [`check_memory`].
+static MEMORY_IS_SHORT: AtomicBool = AtomicBool::new(false);
+
+/// For an allocator that keeps a reserve for small allocations, as that of the C library does: says whether it lives from it.
+pub fn set_memory_is_short(short: bool) {
+    MEMORY_IS_SHORT.store(short, Relaxed);
+}
+
+/// What [`set_memory_is_short`] said last.
+pub fn memory_is_short() -> bool {
+    MEMORY_IS_SHORT.load(Relaxed)
+}
+
+/// [`Error::OutOfMemory`] while memory is short. Loops that allocate many small things for a user's data ask it as they go; without
+/// such an allocator it always succeeds.
+pub fn check_memory(what: &'static str) -> Result<()> {
+    if memory_is_short() { Err(Error::OutOfMemory { what, bytes: 0 }) } else { Ok(()) }
 }

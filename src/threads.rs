@@ -33,6 +33,20 @@ pub fn default_threads() -> usize {
     affinity::big_cores().map_or(allowed, |cores| cores.min(allowed)).min(16)
 }
 
+/// More than what starting a thread takes from the allocator; its stack is the system's matter.
+const THREAD_BYTES: usize = 256 << 10;
+
+/// Starts a worker. The standard library takes some bytes for a thread from the system without asking, which would end the process where
+/// there is nothing left: this asks first.
+fn spawn(worker: rayon::ThreadBuilder) -> std::io::Result<()> {
+    let builder = match worker.name() {
+        Some(name) => std::thread::Builder::new().name(name.to_owned()),
+        None => std::thread::Builder::new(),
+    };
+    Vec::<u8>::new().try_reserve_exact(THREAD_BYTES).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    builder.spawn(|| worker.run()).map(drop)
+}
+
 /// A pool of threads for forward passes.
 pub struct Team {
     pool: Option<rayon::ThreadPool>,
@@ -51,6 +65,7 @@ impl Team {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads - 1)
                 .thread_name(|i| format!("loci-{i}"))
+                .spawn_handler(spawn)
                 .build()
                 .map_err(|e| Error::Io { what: "start compute threads".into(), source: std::io::Error::other(e) })?;
             Some(pool)

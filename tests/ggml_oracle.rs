@@ -57,7 +57,7 @@ fn matrix_products() {
                 let mut activations = Activations::with_level(level);
                 let mut got = vec![0.0; n * rows];
                 team.pass(|pass| {
-                    activations.load(pass, &x, cols);
+                    activations.load(pass, &x, cols).expect("memory");
                     matmul(pass, &w, &activations, &mut got);
                 });
                 for (i, (got, want)) in got.iter().zip(&want).enumerate() {

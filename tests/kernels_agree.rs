@@ -81,7 +81,7 @@ fn product(level: Level, team: &Team, w: &Matrix, x: &[f32]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     let mut activations = Activations::with_level(level);
     team.pass(|pass| {
-        activations.load(pass, x, w.cols());
+        activations.load(pass, x, w.cols()).expect("memory");
         matmul(pass, w, &activations, &mut out);
     });
     out
@@ -186,7 +186,7 @@ fn views_and_several_matrices_at_once_are_the_same_products() {
         let (mut out_a, mut out_b, mut out_v) = (vec![0.0; n * 37], vec![0.0; n * 53], vec![0.0; n * 33]);
         let mut activations = Activations::new();
         team.pass(|pass| {
-            activations.load_for(pass, &x, &[&a, &b, &v]);
+            activations.load_for(pass, &x, &[&a, &b, &v]).expect("memory");
             matmul_many(pass, [(&a, &mut out_a), (&b, &mut out_b), (&v, &mut out_v)], &activations);
         });
         assert_eq!(out_v, other);

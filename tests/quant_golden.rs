@@ -67,7 +67,7 @@ fn dots_are_within_the_bars_on_every_level_and_nearer_than_others() {
             let mut activations = Activations::with_level(level);
             let mut out = vec![0.0; rows * rows];
             team.pass(|pass| {
-                activations.load(pass, &acts, N);
+                activations.load(pass, &acts, N).expect("memory");
                 matmul(pass, &w, &activations, &mut out);
             });
             let (mut ours_squared, mut theirs_squared) = (0.0, 0.0);

@@ -131,7 +131,7 @@ fn the_budget_holds() {
                 magnitude: 1.0,
                 layout: loci::kernels::rotary::PairLayout::Adjacent,
             };
-            (0..3).for_each(|slot| recall.prepare(h, slot, &rotary, 0));
+            (0..3).for_each(|slot| recall.prepare(h, slot, &rotary, 0).unwrap());
             assert!(recall.chosen().len() >= 2, "something comes back");
         }
         // One choice more is made only to drop what does not fit beside its copies.

@@ -5,6 +5,7 @@
 
 use crate::status::{Fail, Outcome};
 use crate::types::{LOCI_OK, LOCI_PANIC};
+use engine::error::check_memory;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -39,9 +40,10 @@ fn caught(payload: Box<dyn std::any::Any + Send>) -> Fail {
     Fail::new(LOCI_PANIC, format!("a bug in loci: {}", said.as_deref().unwrap_or("a panic in another thread")))
 }
 
-/// Runs `body` and answers its status.
+/// Runs `body` and answers its status. Refused while the allocator lives from its reserve, which is for what has begun; what only gives
+/// back has no status and is never refused.
 pub fn guard(body: impl FnOnce() -> Outcome) -> i32 {
-    match run(body) {
+    match run(|| check_memory("a call").map_err(Fail::from).and_then(|()| body())) {
         Ok(()) => LOCI_OK,
         Err(fail) => fail.report(),
     }

@@ -21,6 +21,7 @@ mod memory;
 mod model;
 mod options;
 mod registry;
+mod reserve;
 mod session;
 mod status;
 mod text;

@@ -7,7 +7,7 @@
 //! Invariant: every layer holds exactly `len()` entries, except while a forward pass is appending a batch, and but for the
 //! layers above the last stored one while a document is read into memory (they hold none, and nobody asks).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_grow};
 use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::tiles::{KvType, TILE_TOKENS, TileLayout};
 use crate::threads::Pass;
@@ -185,19 +185,20 @@ impl Window {
     }
 
     /// Rotated keys and values, `(n, heads_kv, length)` each, of the `n` oldest entries of a layer.
-    pub fn entries(&self, layer: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+    pub fn entries(&self, layer: usize, n: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<()> {
         let (shape, l) = (&self.shapes[layer], &self.layers[layer]);
         let tile = shape.tile(self.kv);
         keys.clear();
         values.clear();
-        keys.resize(n * shape.heads_kv * shape.key_length, 0.0);
-        values.resize(n * shape.heads_kv * shape.value_length, 0.0);
+        try_grow(keys, "what leaves the window", n * shape.heads_kv * shape.key_length)?;
+        try_grow(values, "what leaves the window", n * shape.heads_kv * shape.value_length)?;
         let entries = keys.chunks_exact_mut(shape.key_length).zip(values.chunks_exact_mut(shape.value_length));
         for (i, (key, value)) in entries.enumerate() {
             let (token, head) = (i / shape.heads_kv, i % shape.heads_kv);
             let at = token / TILE_TOKENS * shape.stride(self.kv) + head * tile.bytes();
             tile.get(&l.tiles[at..][..tile.bytes()], token % TILE_TOKENS, key, value);
         }
+        Ok(())
     }
 
     /// Each layer's tokens and its tiles as they lie, for a snapshot.

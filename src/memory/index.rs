@@ -8,7 +8,7 @@ use super::format::Section;
 use super::geometry::Side;
 use super::page::Block;
 use super::store::Store;
-use crate::error::{Error, Result};
+use crate::error::{Result, try_reserve};
 
 /// The index of one layer slot over all blocks.
 #[derive(Default)]
@@ -23,8 +23,8 @@ impl LayerIndex {
     /// Makes room for more blocks.
     pub fn reserve(&mut self, geometry: &Geometry, blocks: usize) -> Result<()> {
         let heads = blocks * geometry.heads();
-        reserve(&mut self.radii, "the index of a memory", heads)?;
-        reserve(&mut self.means, "the index of a memory", heads * geometry.length(Side::Keys))
+        try_reserve(&mut self.radii, "the index of a memory", heads)?;
+        try_reserve(&mut self.means, "the index of a memory", heads * geometry.length(Side::Keys))
     }
 
     /// Keeps the first blocks only.
@@ -52,10 +52,4 @@ impl LayerIndex {
         }
         Ok(())
     }
-}
-
-/// Room for more elements, or an error.
-pub fn reserve<T>(v: &mut Vec<T>, what: &'static str, more: usize) -> Result<()> {
-    let bytes = (more as u64).saturating_mul(size_of::<T>() as u64);
-    v.try_reserve(more).map_err(|_| Error::OutOfMemory { what, bytes })
 }

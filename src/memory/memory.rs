@@ -5,7 +5,7 @@
 
 use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX};
 use super::geometry::Side;
-use super::index::{LayerIndex, reserve};
+use super::index::LayerIndex;
 use super::log::TokenLog;
 use super::page::{Block, check_rows};
 use super::records::TokenRanges;
@@ -13,7 +13,7 @@ use super::store::Store;
 use super::view::{Access, LayerKv, Source, SourceSpan, Stats};
 use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
-use crate::error::{Error, Result, try_zeroed};
+use crate::error::{Error, Result, try_reserve, try_zeroed};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -198,13 +198,13 @@ impl Memory {
         let blocks = (pending.tokens.len() + tokens.len()).div_ceil(block_len);
         let new = blocks - pending.blocks.len();
         let mut fresh = Vec::new();
-        reserve(&mut fresh, "memory blocks", new)?;
+        try_reserve(&mut fresh, "memory blocks", new)?;
         for _ in 0..new {
             fresh.push(Block::new(geometry)?);
         }
-        reserve(&mut pending.blocks, "memory blocks", new)?;
-        reserve(&mut pending.tokens, "memory tokens", tokens.len())?;
-        reserve(&mut pending.spans, "memory sources", 1)?;
+        try_reserve(&mut pending.blocks, "memory blocks", new)?;
+        try_reserve(&mut pending.tokens, "memory tokens", tokens.len())?;
+        try_reserve(&mut pending.spans, "memory sources", 1)?;
         for index in self.index.iter_mut().filter_map(OnceLock::get_mut) {
             index.reserve(geometry, new)?;
         }

@@ -6,12 +6,12 @@
 use super::Memory;
 use super::format::{Section, parse_spans};
 use super::geometry::Side;
-use super::index::{LayerIndex, reserve};
+use super::index::LayerIndex;
 use super::page::Block;
 use super::segment::{Segment, not_truncated};
 use super::store::Store;
 use super::view::{BlockSpan, BlockView, SourceSpan};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_reserve};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -22,7 +22,7 @@ impl Memory {
             return Err(Error::argument("range", format!("a range within {} tokens", self.len()), format!("{range:?}")));
         }
         let mut out = Vec::new();
-        reserve(&mut out, "token ids", (range.end - range.start) as usize)?;
+        try_reserve(&mut out, "token ids", (range.end - range.start) as usize)?;
         // The part of the range that lies in `len` tokens from `first` on, counted from `first`.
         let part = |first: u64, len: u64| {
             range.start.clamp(first, first + len) as usize - first as usize..range.end.clamp(first, first + len) as usize - first as usize

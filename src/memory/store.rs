@@ -13,7 +13,7 @@ use super::segment::{Segment, file_len, not_truncated, read};
 use super::superblock::{RECORDS, Superblock, read_superblocks};
 use super::{Access, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_with_capacity};
 use std::io;
 use std::ops::Range;
 
@@ -286,8 +286,9 @@ impl Store {
                 crcs.extend(crc32c::crc32c(extent).to_le_bytes());
             }
         }
-        let token_bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
-        let mut index = Vec::with_capacity(layout.sections[Section::Index as usize].1 as usize);
+        let mut token_bytes = try_with_capacity("token ids", 4 * tokens.len())?;
+        token_bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
+        let mut index = try_with_capacity("the index of a memory", layout.sections[Section::Index as usize].1 as usize)?;
         for slot in 0..geometry.layer_count() {
             let means = blocks.iter().flat_map(|b| b.means(geometry, slot));
             let radii = blocks.iter().flat_map(|b| b.radii(geometry, slot));

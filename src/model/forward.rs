@@ -5,7 +5,7 @@ use super::recall::Recall;
 use super::rope::RotarySet;
 use super::scratch::Scratch;
 use super::weights::{Layer, Linear, Weights};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_grow};
 use crate::kernels::activation;
 use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention};
 use crate::kernels::matmul::{Activations, matmul, matmul_gated, matmul_many};
@@ -59,6 +59,16 @@ pub struct Context<'a> {
 
 /// Computes `tokens` after what the window holds. On error the window is as before.
 pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], mut outputs: Outputs<'_>) -> Result<()> {
+    let computed = layers(h, w, pass, c, tokens, &outputs).and_then(|()| output(h, w, pass, c.scratch, tokens.len(), &mut outputs));
+    match computed {
+        Ok(()) => c.window.advance(tokens.len()),
+        Err(_) => c.window.roll_back(),
+    }
+    computed
+}
+
+/// The residual stream of `tokens` through as many layers as `outputs` needs.
+fn layers(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], outputs: &Outputs<'_>) -> Result<()> {
     let n = tokens.len();
     let rows = match outputs {
         Outputs::Memory | Outputs::Queries | Outputs::None | Outputs::States(_) => 0,
@@ -77,35 +87,34 @@ pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, t
     };
     for (l, layer) in w.layers.iter().enumerate() {
         if c.cancel.load(Ordering::Relaxed) {
-            c.window.roll_back();
             return Err(Error::Cancelled);
         }
         if last == Some(l) {
-            project(h, layer, l, pass, c, n);
-            break;
+            return project(h, layer, l, pass, c, n);
         }
-        if let Err(e) = attention_block(h, layer, l, pass, c, n) {
-            c.window.roll_back();
-            return Err(e);
-        }
-        feed_forward_block(h, layer, pass, c.scratch, n);
+        attention_block(h, layer, l, pass, c, n)?;
+        feed_forward_block(h, layer, pass, c.scratch, n)?;
     }
-    c.window.advance(n);
-    match &mut outputs {
+    Ok(())
+}
+
+/// What was asked for, of the `n` tokens whose residual stream is complete.
+fn output(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, n: usize, outputs: &mut Outputs<'_>) -> Result<()> {
+    match outputs {
         Outputs::Memory | Outputs::Queries | Outputs::None => {}
-        Outputs::Last => head(h, w, pass, c.scratch, n - 1, 1),
+        Outputs::Last => head(h, w, pass, s, n - 1, 1)?,
         Outputs::Each(each) => {
             for at in (0..n).step_by(LOGIT_ROWS) {
                 let rows = LOGIT_ROWS.min(n - at);
-                head(h, w, pass, c.scratch, at, rows);
-                for (i, logits) in c.scratch.logits.chunks_exact(w.output.rows()).take(rows).enumerate() {
+                head(h, w, pass, s, at, rows)?;
+                for (i, logits) in s.logits.chunks_exact(w.output.rows()).take(rows).enumerate() {
                     each(at + i, logits);
                 }
             }
         }
         Outputs::States(each) => {
-            final_norm(h, w, pass, c.scratch, 0, n);
-            c.scratch.h.chunks_exact(h.embedding_length).take(n).enumerate().for_each(|(i, state)| each(i, state));
+            final_norm(h, w, pass, s, 0, n);
+            s.h.chunks_exact(h.embedding_length).take(n).enumerate().for_each(|(i, state)| each(i, state));
         }
     }
     Ok(())
@@ -142,14 +151,14 @@ fn compute_angles(h: &Hparams, c: &mut Context<'_>, n: usize) {
 
 /// Queries, keys and values of layer `l`: projected, normalised, rotated; keys and values go into the window. What reads memory
 /// is told the unrotated queries on the way.
-fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) {
+fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) -> Result<()> {
     let s = &mut *c.scratch;
     let width = h.embedding_length;
     let (queries, keys, values) =
         (n * h.head_count * h.key_length, n * h.head_count_kv * h.key_length, n * h.head_count_kv * h.value_length);
     norm_rows(pass, &s.x[..n * width], &layer.attn_norm, h.rms_epsilon, &mut s.h[..n * width]);
     let (q, k, v) = (&mut s.q[..queries], &mut s.k[..keys], &mut s.v[..values]);
-    s.activations.load_for(pass, &s.h[..n * width], &[&layer.attn_q.weight, &layer.attn_k.weight, &layer.attn_v.weight]);
+    s.activations.load_for(pass, &s.h[..n * width], &[&layer.attn_q.weight, &layer.attn_k.weight, &layer.attn_v.weight])?;
     linears(pass, [(&layer.attn_q, q), (&layer.attn_k, k), (&layer.attn_v, v)], &s.activations);
     let (q, k, v) = (&mut s.q[..queries], &mut s.k[..keys], &mut s.v[..values]);
     if let (Some(q_norm), Some(k_norm)) = (&layer.attn_q_norm, &layer.attn_k_norm) {
@@ -171,11 +180,12 @@ fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Contex
         rotate_heads(pass, rotary, angles, k, h.head_count_kv, h.key_length);
     }
     c.window.append(pass, l, k, v);
+    Ok(())
 }
 
 /// `x += W_o attention(norm(x))`
 fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) -> Result<()> {
-    project(h, layer, l, pass, c, n);
+    project(h, layer, l, pass, c, n)?;
     let s = &mut *c.scratch;
     let (width, queries) = (h.embedding_length, n * h.head_count * h.key_length);
     let (slot, fot) = (h.memory_slot[l], h.fot_layer(l).filter(|_| !c.memories.is_empty()));
@@ -184,7 +194,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
             rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
         }
     } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
-        recall.prepare(h, slot, &c.rotary.global, c.window.first());
+        recall.prepare(h, slot, &c.rotary.global, c.window.first())?;
     }
     let mut segments = recycle(std::mem::take(&mut s.segments));
     for head in 0..h.head_count_kv {
@@ -211,7 +221,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     let queries = Queries { local: &s.q[..queries], memory: &s.q_memory[..queries] };
     attention(pass, &shape, queries, &segments, &mut s.attended[..attended]);
     s.segments = recycle(segments);
-    s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight]);
+    s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight])?;
     linears(pass, [(&layer.attn_output, &mut s.h[..n * width])], &s.activations);
     add_residual(h, pass, layer.post_attention_norm.as_deref(), &mut s.x, &mut s.h, n);
     Ok(())
@@ -226,24 +236,25 @@ fn recycle<'a>(mut segments: Vec<KvSegment<'_>>) -> Vec<KvSegment<'a>> {
 }
 
 /// `x += W_down (f(W_gate y) * W_up y)`, `y = norm(x)`
-fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scratch, n: usize) {
+fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scratch, n: usize) -> Result<()> {
     let (width, ffn) = (h.embedding_length, h.feed_forward_length);
     norm_rows(pass, &s.x[..n * width], &layer.ffn_norm, h.rms_epsilon, &mut s.h[..n * width]);
     let (gate, up) = (&layer.ffn_gate, &layer.ffn_up);
-    s.activations.load_for(pass, &s.h[..n * width], &[&gate.weight, &up.weight]);
+    s.activations.load_for(pass, &s.h[..n * width], &[&gate.weight, &up.weight])?;
     if gate.bias.is_none() && up.bias.is_none() {
         matmul_gated(pass, &gate.weight, &up.weight, h.arch.activation, &s.activations, &mut s.gate[..n * ffn]);
     } else {
-        s.up.resize(s.up.len().max(n * ffn), 0.0);
+        try_grow(&mut s.up, "scratch buffers", n * ffn)?;
         linears(pass, [(gate, &mut s.gate[..n * ffn]), (up, &mut s.up[..n * ffn])], &s.activations);
         let up = &s.up;
         pass.for_each_chunk(&mut s.gate[..n * ffn], GATE_STEP, |i, gate| {
             activation::gate(h.arch.activation, gate, &up[i * GATE_STEP..][..gate.len()]);
         });
     }
-    s.activations.load_for(pass, &s.gate[..n * ffn], &[&layer.ffn_down.weight]);
+    s.activations.load_for(pass, &s.gate[..n * ffn], &[&layer.ffn_down.weight])?;
     linears(pass, [(&layer.ffn_down, &mut s.h[..n * width])], &s.activations);
     add_residual(h, pass, layer.post_ffw_norm.as_deref(), &mut s.x, &mut s.h, n);
+    Ok(())
 }
 
 /// Elements of the gate that one chunk bends.
@@ -256,16 +267,17 @@ fn final_norm(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: us
 }
 
 /// Logits of `rows` tokens from `at` into `scratch.logits`.
-fn head(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, rows: usize) {
+fn head(h: &Hparams, w: &Weights, pass: &Pass<'_>, s: &mut Scratch, at: usize, rows: usize) -> Result<()> {
     final_norm(h, w, pass, s, at, rows);
     let width = h.embedding_length;
-    s.activations.load_for(pass, &s.h[..rows * width], &[&w.output]);
+    s.activations.load_for(pass, &s.h[..rows * width], &[&w.output])?;
     let logits = &mut s.logits[..rows * w.output.rows()];
     matmul(pass, &w.output, &s.activations, logits);
     let cap = h.final_logit_softcapping;
     if cap > 0.0 {
         pass.for_each_chunk(logits, GATE_STEP, |_, x| x.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh()));
     }
+    Ok(())
 }
 
 /// Products with the same activations, in one parallel loop, and their biases.

@@ -27,7 +27,7 @@ pub use logprob::{log_probability, log_softmax, log_sum_exp, top_log_probabiliti
 pub use rng::Rng;
 pub use stages::Candidate;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_reserve};
 use penalties::History;
 
 /// What the chain does; see the [module](self) for the order of its stages.
@@ -181,6 +181,7 @@ impl Sampler {
             return Err(Error::argument("logits", "a row of at least one logit", "an empty row"));
         }
         self.logits.clear();
+        try_reserve(&mut self.logits, CANDIDATES, row.len())?;
         self.logits.extend_from_slice(row);
         for &(id, bias) in &o.logit_bias {
             match self.logits.get_mut(id as usize) {
@@ -192,7 +193,7 @@ impl Sampler {
 
         let candidates = &mut self.candidates;
         let keep = if o.temperature == 0.0 { 1 } else { o.top_k };
-        stages::top_k(candidates, &self.logits, keep);
+        stages::top_k(candidates, &self.logits, keep)?;
         if candidates.is_empty() {
             return Err(nothing_left());
         }
@@ -261,6 +262,7 @@ impl Sampler {
 
 /// Version of the bytes of [`Sampler::state`].
 const STATE_VERSION: u32 = 1;
+const CANDIDATES: &str = "candidates of the next token";
 
 fn nothing_left() -> Error {
     Error::argument("logits", "at least one logit above -inf", "a row in which every token is banned or NaN")

@@ -3,6 +3,7 @@
 //! Invariants: a candidate's logit is never NaN or infinite; no stage empties a set that was not empty; sums are in f64; after any
 //! truncation but min-p the candidates stand in descending order of logit, before that in ascending order of id.
 
+use crate::error::{Result, try_reserve};
 use std::cmp::Ordering;
 
 /// One token that may still be drawn.
@@ -25,12 +26,12 @@ fn descending(a: &Candidate, b: &Candidate) -> Ordering {
 ///
 /// One pass that holds at most a few times `k` candidates: nearly every logit of a row is dismissed by one comparison with the
 /// worst of the best `k` so far. Ids ascend, so an equal logit that comes later loses, which is the order wanted.
-pub fn top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: u32) {
+pub fn top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: u32) -> Result<()> {
     candidates.clear();
     let k = k as usize;
     let all = k == 0 || k >= logits.len();
     let full = if all { usize::MAX } else { k.saturating_mul(2).max(k.saturating_add(64)) };
-    candidates.reserve(full.min(logits.len()));
+    try_reserve(candidates, super::CANDIDATES, full.min(logits.len()))?;
     let mut bar = f32::NEG_INFINITY;
     for (id, &logit) in logits.iter().enumerate() {
         // False for NaN and for -inf.
@@ -46,6 +47,7 @@ pub fn top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: u32) {
         keep_best(candidates, k);
         candidates.sort_unstable_by(descending);
     }
+    Ok(())
 }
 
 /// Leaves the `k` best, in no order, and returns the worst logit of them.

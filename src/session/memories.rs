@@ -146,32 +146,32 @@ impl Session {
             return Ok(());
         }
         let oldest = self.tokens.len() - usize::from(self.pending) - self.window.len();
-        let raw = self.raw_entries(n);
+        let raw = self.raw_entries(n)?;
         let layers: Vec<LayerKv<'_>> = raw.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
         take(&self.model, &self.tokens[oldest..oldest + n], &layers)?;
         let sinks = self.recall.sinks_wanted().min(n);
         if self.model.hparams().fot.is_none() && sinks > 0 {
             let h = self.model.hparams();
             let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
-            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])));
+            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])))?;
         }
         self.window.evict(n);
         Ok(())
     }
 
     /// Unrotated keys and values of the `n` oldest entries, for each layer that a memory stores.
-    fn raw_entries(&self, n: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
+    fn raw_entries(&self, n: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
         let h = self.model.hparams();
         let rotated = h.fot.as_ref().is_none_or(|f| f.memory_positionals);
         h.memory_layers
             .iter()
             .map(|&l| {
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
-                self.window.entries(l, n, &mut keys, &mut values);
+                self.window.entries(l, n, &mut keys, &mut values)?;
                 if rotated {
                     self.rotary.global.turn(Turn::Back, self.window.first(), &mut keys, h.head_count_kv, h.key_length);
                 }
-                (keys, values)
+                Ok((keys, values))
             })
             .collect()
     }

@@ -25,6 +25,8 @@ const VERSION: u32 = 1;
 const TRAILER_BYTES: usize = 12;
 const PATH_BYTES_MAX: usize = 1 << 15;
 
+const WRITTEN_AT_ONCE: usize = 1 << 16;
+
 const IN_RAM: u32 = 0;
 const ON_FILE: u32 = 1;
 /// Never in a file: the memory that stands in the same place of the list given.
@@ -52,6 +54,12 @@ impl<W: Write> Out<W> {
         self.put(&(bytes.len() as u64).to_le_bytes())?;
         self.put(bytes)
     }
+
+    /// [`Out::bytes`] of all of the words.
+    fn words(&mut self, mut words: impl ExactSizeIterator<Item = [u8; 4]>) -> Result<()> {
+        self.put(&(4 * words.len() as u64).to_le_bytes())?;
+        words.try_for_each(|word| self.put(&word))
+    }
 }
 
 impl Session {
@@ -77,7 +85,7 @@ impl Session {
 
     fn save_to(&self, path: &Path) -> Result<()> {
         let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
-        let mut out = Out::new(BufWriter::with_capacity(1 << 20, file));
+        let mut out = Out::new(BufWriter::with_capacity(WRITTEN_AT_ONCE, file));
         self.write(&mut out, &mut put_memory)?;
         let io = |e| Error::io("write", path, e);
         let file = out.to.into_inner().map_err(|e| io(e.into_error()))?;
@@ -114,8 +122,7 @@ impl Session {
         out.put(&fingerprint.hash)?;
         out.bytes(&write_options(&self.options))?;
 
-        let ids: Vec<u8> = self.tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
-        out.bytes(&ids)?;
+        out.words(self.tokens.iter().map(|t| t.to_le_bytes()))?;
         out.put(&u32::from(self.pending).to_le_bytes())?;
 
         out.put(&self.window.first().to_le_bytes())?;
@@ -127,14 +134,14 @@ impl Session {
         }
         out.bytes(&self.sampler.state())?;
         let logits = self.logits().unwrap_or(&[]);
-        out.bytes(&logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())?;
+        out.words(logits.iter().map(|x| x.to_le_bytes()))?;
 
         out.put(&(self.attached.len() as u64).to_le_bytes())?;
         out.put(&(self.overflow.iter().len() as u64).to_le_bytes())?;
         for memory in self.memories() {
             put_memory(&read(memory), out)?;
         }
-        out.bytes(&self.recall.state())?;
+        out.bytes(&self.recall.state()?)?;
         let trailer = [&out.len.to_le_bytes()[..], &out.crc.to_le_bytes()].concat();
         out.put(&trailer)
     }

@@ -8,7 +8,7 @@ use super::pretokenize::PreTokenizer;
 use super::table::{Hasher, IndexTable};
 use super::unicode::len_by_lead;
 use super::vocabulary::{Vocabulary, string_array};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result, quoted, try_with_capacity};
 use crate::gguf::Gguf;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -106,8 +106,8 @@ impl Bpe {
     pub fn from_gguf(gguf: &Gguf, vocabulary: &Vocabulary, pre: PreTokenizer, byte_level: bool) -> Result<Bpe> {
         let array = gguf.required(MERGES, string_array(gguf, MERGES)?)?;
         let hasher = Hasher::new();
-        let mut merges: Vec<[u32; 3]> = Vec::with_capacity(array.len);
-        let mut ranks = IndexTable::with_capacity(array.len);
+        let mut merges: Vec<[u32; 3]> = try_with_capacity("merges", array.len)?;
+        let mut ranks = IndexTable::with_capacity(array.len)?;
         let mut joined = Vec::new();
         for (rank, text) in array.strings().enumerate() {
             let bad = |expected: &str| Error::model(MERGES, expected, format!("merge {rank}: {}", quoted(&String::from_utf8_lossy(text))));

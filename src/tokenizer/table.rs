@@ -3,6 +3,7 @@
 //! It holds the vocabulary's texts and the merges. The hash is seeded per process, because the keys come from a file: one that
 //! was made to collide must not make look-ups linear.
 
+use crate::error::{Result, try_with_capacity};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
@@ -20,9 +21,12 @@ impl IndexTable {
         8 * self.slots.capacity()
     }
 
-    /// Room for `len` keys.
-    pub fn with_capacity(len: usize) -> IndexTable {
-        IndexTable { slots: vec![EMPTY; (len + len / 2 + 1).next_power_of_two()] }
+    /// Room for `len` keys, at least one.
+    pub fn with_capacity(len: usize) -> Result<IndexTable> {
+        let count = (len + len / 2 + 1).next_power_of_two();
+        let mut slots = try_with_capacity("a table of the vocabulary", count)?;
+        slots.resize(count, EMPTY);
+        Ok(IndexTable { slots })
     }
 
     /// The index of the key with this hash for which `same` holds.

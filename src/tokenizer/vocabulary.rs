@@ -3,7 +3,7 @@
 //! Invariants: ids are `0..len`, no text stands twice, every array has one entry for each token.
 
 use super::table::{Hasher, IndexTable};
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result, quoted, try_reserve, try_with_capacity};
 use crate::gguf::{Array, Gguf, ValueType, keys};
 
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
@@ -69,7 +69,8 @@ impl Vocabulary {
         if tokens.len == 0 {
             return Err(Error::model(keys::TOKENIZER_TOKENS, "at least one token", "none"));
         }
-        let (mut texts, mut ends) = (Vec::with_capacity(tokens.bytes().len()), Vec::with_capacity(tokens.len));
+        let mut texts = try_with_capacity("the vocabulary", tokens.bytes().len())?;
+        let mut ends = try_with_capacity("the vocabulary", tokens.len)?;
         let mut text_bytes_max = 0;
         for (id, text) in tokens.strings().enumerate() {
             let start = texts.len();
@@ -86,20 +87,22 @@ impl Vocabulary {
             return Err(Error::model(keys::TOKENIZER_TOKENS, "less than 2^32 tokens", tokens.len));
         }
 
-        let attrs = match per_token(gguf, TOKEN_TYPES, ends.len(), is_integer, "integers")? {
-            None => vec![attr::NORMAL; ends.len()],
-            Some(types) => types.integers().map(attr_of_type).collect(),
-        };
-        let scores: Vec<f32> = match per_token(gguf, SCORES, ends.len(), |ty| is_integer(ty) || ty == ValueType::F32, "numbers")? {
-            None => Vec::new(),
+        let mut attrs = try_with_capacity("the vocabulary", ends.len())?;
+        match per_token(gguf, TOKEN_TYPES, ends.len(), is_integer, "integers")? {
+            None => attrs.resize(ends.len(), attr::NORMAL),
+            Some(types) => attrs.extend(types.integers().map(attr_of_type)),
+        }
+        let mut scores: Vec<f32> = Vec::new();
+        if let Some(given) = per_token(gguf, SCORES, ends.len(), |ty| is_integer(ty) || ty == ValueType::F32, "numbers")? {
+            try_reserve(&mut scores, "the vocabulary", ends.len())?;
             // `+ 0.0` makes a negative zero positive: they are to compare equal.
-            Some(scores) => scores.numbers().map(|s| s as f32 + 0.0).collect(),
-        };
+            scores.extend(given.numbers().map(|s| s as f32 + 0.0));
+        }
         if let Some(id) = scores.iter().position(|s| s.is_nan()) {
             return Err(Error::model(SCORES, "numbers", format!("NaN for token {id}")));
         }
 
-        let ids = IndexTable::with_capacity(0);
+        let ids = IndexTable::with_capacity(0)?;
         let mut vocabulary = Vocabulary { texts, ends, attrs, scores, ids, hasher: Hasher::new(), text_bytes_max };
         let special = attr::CONTROL | attr::USER_DEFINED | attr::UNKNOWN;
         let too_long = |id: &u32| vocabulary.attr(*id) & special != 0 && vocabulary.text(*id).len() > SPECIAL_BYTES_MAX;
@@ -112,7 +115,7 @@ impl Vocabulary {
     }
 
     fn index(&mut self) -> Result<()> {
-        let mut ids = IndexTable::with_capacity(self.len());
+        let mut ids = IndexTable::with_capacity(self.len())?;
         for id in 0..self.len() as u32 {
             let text = self.text(id);
             if let Some(first) = ids.insert(self.hasher.bytes(text), id, |other| self.text(other) == text) {

@@ -4,6 +4,7 @@
 //! activations, which are then kept too.
 
 use super::{BLOCK, Matrix, PAD};
+use crate::error::{Result, try_reserve};
 use crate::simd::{Level, Simd, Task, dispatch};
 use crate::threads::Pass;
 
@@ -104,14 +105,17 @@ impl Activations {
     }
 
     /// Takes `x`, `(n, cols)` row-major, for any weights. Weights of block formats need `cols` to be a multiple of 32.
-    pub fn load(&mut self, pass: &Pass<'_>, x: &[f32], cols: usize) {
-        self.load_as(pass, x, cols, true, cols.is_multiple_of(BLOCK));
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory).
+    pub fn load(&mut self, pass: &Pass<'_>, x: &[f32], cols: usize) -> Result<()> {
+        self.load_as(pass, x, cols, true, cols.is_multiple_of(BLOCK))
     }
 
     /// As [`Activations::load`], but prepares only what the products with these `weights` will read.
-    pub fn load_for(&mut self, pass: &Pass<'_>, x: &[f32], weights: &[&Matrix]) {
+    pub fn load_for(&mut self, pass: &Pass<'_>, x: &[f32], weights: &[&Matrix]) -> Result<()> {
         let cols = weights.first().map_or(1, |w| w.cols);
-        self.load_as(pass, x, cols, weights.iter().any(|w| w.is_float()), weights.iter().any(|w| !w.is_float()));
+        self.load_as(pass, x, cols, weights.iter().any(|w| w.is_float()), weights.iter().any(|w| !w.is_float()))
     }
 
     /// Bytes of one of many quantised rows of `cols`.
@@ -124,36 +128,43 @@ impl Activations {
         self.rows
     }
 
-    fn load_as(&mut self, pass: &Pass<'_>, x: &[f32], cols: usize, exact: bool, codes: bool) {
+    fn load_as(&mut self, pass: &Pass<'_>, x: &[f32], cols: usize, exact: bool, codes: bool) -> Result<()> {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
         (self.rows, self.cols, self.has_exact, self.has_codes) = (x.len() / cols, cols, exact, codes);
         let level = self.level;
         if exact {
             let padded = cols.next_multiple_of(PAD);
-            self.exact.resize(self.rows * padded, 0.0);
+            resize(&mut self.exact, self.rows * padded, 0.0)?;
             pass.for_each_chunk(&mut self.exact, padded, |i, row| {
                 row[..cols].copy_from_slice(&x[i * cols..][..cols]);
                 row[cols..].fill(0.0);
             });
         }
         if !codes {
-            return;
+            return Ok(());
         }
         assert!(cols.is_multiple_of(BLOCK), "{cols} columns are not blocks of {BLOCK}");
         let blocks = cols / BLOCK;
         if self.rows == 1 {
-            self.single.resize(blocks, Panel::ZERO);
+            resize(&mut self.single, blocks, Panel::ZERO)?;
             pass.for_each_chunk(&mut self.single, 64, |i, panel| {
                 dispatch(level, Quantise { x: &x[i * 64 * BLOCK..][..panel.len() * BLOCK], cols: panel.len() * BLOCK, panel });
             });
         } else {
-            self.panels.resize(self.rows.div_ceil(4) * blocks, Panel::ZERO);
+            resize(&mut self.panels, self.rows.div_ceil(4) * blocks, Panel::ZERO)?;
             pass.for_each_chunk(&mut self.panels, blocks, |i, panel| {
                 let end = x.len().min((i + 1) * 4 * cols);
                 dispatch(level, Quantise { x: &x[i * 4 * cols..end], cols, panel });
             });
         }
+        Ok(())
     }
+}
+
+fn resize<T: Clone>(v: &mut Vec<T>, len: usize, fill: T) -> Result<()> {
+    try_reserve(v, "quantised activations", len.saturating_sub(v.len()))?;
+    v.resize(len, fill);
+    Ok(())
 }
 
 /// Quantises up to `W` rows of `cols` to a row of panels.

@@ -4,7 +4,7 @@
 //! memory file. Blocks of earlier choices stay until the byte budget wants their room, the longest unused first.
 
 use super::BlockAddress;
-use crate::error::Result;
+use crate::error::{Result, try_reserve, try_zeroed};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::memory::Memory;
@@ -74,7 +74,7 @@ impl Blocks {
         let layers = memory.geometry().layers.len();
         let tokens = memory.block(at.block)?.len;
         let (key_row, value_row) = row_bytes(h);
-        let mut rows = vec![0; layers * tokens * (key_row + value_row)];
+        let mut rows = try_zeroed("a block of a memory", layers * tokens * (key_row + value_row))?;
         let (mut read, mut decoded) = (0, Vec::new());
         for (slot, layer) in rows.chunks_exact_mut(tokens * (key_row + value_row)).enumerate() {
             let (keys, values) = layer.split_at_mut(tokens * key_row);
@@ -101,12 +101,24 @@ impl Blocks {
     }
 
     /// One layer's copy for attention: sinks and the chosen blocks, keys rotated to consecutive positions that end before `base`.
-    pub fn place(&self, h: &Hparams, slot: usize, sinks: &Sinks, chosen: &[BlockAddress], place: (&Rotary, i64), out: &mut Placed) {
+    pub fn place(
+        &self,
+        h: &Hparams,
+        slot: usize,
+        sinks: &Sinks,
+        chosen: &[BlockAddress],
+        place: (&Rotary, i64),
+        out: &mut Placed,
+    ) -> Result<()> {
         let ((key_row, value_row), (rotary, base)) = (row_bytes(h), place);
         let found = || chosen.iter().filter_map(|at| self.held.iter().find(|b| b.at == *at));
         out.keys.clear();
         out.values.clear();
         out.unrotated.clear();
+        let tokens = sinks.tokens + found().map(|b| b.tokens).sum::<usize>();
+        try_reserve(&mut out.keys, PLACED, tokens * key_row)?;
+        try_reserve(&mut out.values, PLACED, tokens * value_row)?;
+        try_reserve(&mut out.unrotated, PLACED, tokens * h.head_count_kv * h.key_length)?;
         if sinks.tokens > 0 {
             out.unrotated.extend_from_slice(&sinks.keys[slot]);
             CODEC.append(&sinks.values[slot], &mut out.values);
@@ -123,6 +135,7 @@ impl Blocks {
         }
         rotary.turn(Turn::Forward, base - out.tokens as i64, &mut out.unrotated, h.head_count_kv, h.key_length);
         CODEC.append(&out.unrotated, &mut out.keys);
+        Ok(())
     }
 }
 
@@ -133,6 +146,8 @@ pub struct Sinks {
     pub keys: Vec<Vec<f32>>,
     pub values: Vec<Vec<f32>>,
 }
+
+const PLACED: &str = "blocks of a memory";
 
 /// What attention reads in one layer: `(tokens, heads_kv, length)`.
 #[derive(Default)]

@@ -8,7 +8,7 @@
 
 use super::vote::square_shares;
 use crate::bytes::{Map, MapSlice};
-use crate::error::Result;
+use crate::error::{Result, try_grow, try_zeroed};
 use crate::gguf::TensorType;
 use crate::kernels::matmul::{Activations, Matrix, matmul};
 use crate::memory::Memory;
@@ -88,7 +88,7 @@ impl Coarse {
     /// for blocks that are not complete.
     pub fn votes(&mut self, pass: &Pass<'_>, h: &Hparams, queries: &[&[f32]], memories: &[&Memory]) -> Result<Vec<f32>> {
         let total = memories.iter().map(|m| m.blocks()).sum();
-        let mut votes = vec![0.0; total];
+        let mut votes = try_zeroed("votes", total)?;
         let (d, group) = (h.key_length, h.group());
         let scale = 1.0 / (d as f32).sqrt();
         let mut rows = Vec::new();
@@ -101,9 +101,9 @@ impl Coarse {
                 let count = rows.len() / d;
                 let matrices = || self.memories.iter().flatten().map(|p| &p.means[layer * h.head_count_kv + head]);
                 let Some(any) = matrices().next() else { continue };
-                self.activations.load_for(pass, &rows, &[any]);
+                self.activations.load_for(pass, &rows, &[any])?;
                 let indexed: usize = matrices().map(|m| m.rows()).sum();
-                self.logits.resize(self.logits.len().max(2 * count * indexed), 0.0);
+                try_grow(&mut self.logits, "votes", 2 * count * indexed)?;
                 let (product, logits) = self.logits.split_at_mut(count * indexed);
                 let logits = &mut logits[..count * indexed];
                 let mut at = 0;
@@ -115,7 +115,7 @@ impl Coarse {
                     }
                     at += m.rows();
                 }
-                let of_indexed = square_shares(pass, logits, indexed);
+                let of_indexed = square_shares(pass, logits, indexed)?;
                 // Every memory has one block more than it has indexed.
                 let (mut from, mut to) = (0, 0);
                 for (parts, memory) in self.memories.iter().zip(memories) {

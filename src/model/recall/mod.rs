@@ -23,7 +23,7 @@ use self::coarse::Coarse;
 use self::vote::{Read, best, best_key_votes};
 use super::hparams::Hparams;
 use crate::bytes::Cursor;
-use crate::error::Result;
+use crate::error::{Result, try_reserve};
 use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::rotary::Rotary;
 use crate::memory::Memory;
@@ -202,15 +202,20 @@ impl Recall {
     }
 
     /// Keeps `tokens` more of the text's first tokens: unrotated keys and values of each stored layer, in order.
-    pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])>) {
+    pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone) -> Result<()> {
         self.sinks.keys.resize(self.layers.len(), Vec::new());
         self.sinks.values.resize(self.layers.len(), Vec::new());
+        for (slot, (keys, values)) in layers.clone().enumerate() {
+            try_reserve(&mut self.sinks.keys[slot], "the first tokens", keys.len())?;
+            try_reserve(&mut self.sinks.values[slot], "the first tokens", values.len())?;
+        }
         for (slot, (keys, values)) in layers.enumerate() {
             self.sinks.keys[slot].extend_from_slice(keys);
             self.sinks.values[slot].extend_from_slice(values);
         }
         self.sinks.tokens += tokens;
         self.choice += 1;
+        Ok(())
     }
 
     /// The blocks that were chosen, in text order, each with its share of the votes.
@@ -256,15 +261,17 @@ impl Recall {
     /// Layout: sinks (u64 tokens; for each layer u64 floats and keys, u64 floats and values), chosen blocks, finalists, blocks on their
     /// way (each u64 count; u64 memory, u64 block, f32 share of the votes, u32 1 if it is held), u64 1 if there is such a choice, u64
     /// tokens since the last choice, and for each searching layer u64 floats and queries.
-    pub fn state(&self) -> Vec<u8> {
+    pub fn state(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let put = |out: &mut Vec<u8>, rows: &[f32]| {
+            try_reserve(out, "the state of recall", 8 + 4 * rows.len())?;
             out.extend((rows.len() as u64).to_le_bytes());
             out.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+            Ok(())
         };
         out.extend((self.sinks.tokens as u64).to_le_bytes());
         for rows in self.sinks.keys.iter().zip(&self.sinks.values).flat_map(|(k, v)| [k, v]) {
-            put(&mut out, rows);
+            put(&mut out, rows)?;
         }
         let finalists: Vec<(BlockAddress, f32)> = self.finalists.iter().map(|at| (*at, 0.0)).collect();
         for list in [&self.chosen, &finalists, self.next.as_ref().unwrap_or(&Vec::new())] {
@@ -278,8 +285,8 @@ impl Recall {
         }
         out.extend(u64::from(self.next.is_some()).to_le_bytes());
         out.extend((self.since as u64).to_le_bytes());
-        self.queries.iter().for_each(|q| put(&mut out, q));
-        out
+        self.queries.iter().try_for_each(|q| put(&mut out, q))?;
+        Ok(out)
     }
 
     /// Takes up what [`Recall::state`] gave; `blocks` has how many blocks each memory holds. [`Recall::bring_back`] must follow before
@@ -349,13 +356,14 @@ impl Recall {
     }
 
     /// Readies layer `slot` for a batch; `base` is the position of the first local token.
-    pub fn prepare(&mut self, h: &Hparams, slot: usize, rotary: &Rotary, base: i64) {
+    pub fn prepare(&mut self, h: &Hparams, slot: usize, rotary: &Rotary, base: i64) -> Result<()> {
         let layer = &mut self.layers[slot];
         if layer.placed != (self.choice, base) {
             let chosen: Vec<BlockAddress> = self.chosen.iter().map(|c| c.0).collect();
-            self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base), &mut layer.copy);
+            self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base), &mut layer.copy)?;
             layer.placed = (self.choice, base);
         }
+        Ok(())
     }
 
     /// What KV head `head` reads, if anything.

@@ -2,7 +2,7 @@
 //! the many that do not (measured: `docs/memory.md`). And the second stage's scores: the best key within each candidate.
 
 use super::BlockAddress;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_with_capacity, try_zeroed};
 use crate::kernels::vector::exp;
 use crate::memory::Memory;
 use crate::model::hparams::Hparams;
@@ -13,7 +13,7 @@ use simsimd::SpatialSimilarity;
 const CANDIDATES_AT_ONCE: usize = 8;
 
 /// Sums over the rows of `logits`, `(rows, blocks)`, of the squares of each block's share; the logits are spent.
-pub fn square_shares(pass: &Pass<'_>, logits: &mut [f32], blocks: usize) -> Vec<f32> {
+pub fn square_shares(pass: &Pass<'_>, logits: &mut [f32], blocks: usize) -> Result<Vec<f32>> {
     let blocks = blocks.max(1);
     pass.for_each_chunk(logits, blocks, |_, row| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -29,11 +29,11 @@ pub fn square_shares(pass: &Pass<'_>, logits: &mut [f32], blocks: usize) -> Vec<
         let inverse = 1.0 / sum;
         row.iter_mut().for_each(|v| *v = (*v * inverse) * (*v * inverse));
     });
-    let mut votes = vec![0.0; blocks];
+    let mut votes = try_zeroed("votes", blocks)?;
     for row in logits.chunks_exact(blocks) {
         votes.iter_mut().zip(row).for_each(|(v, x)| *v += x);
     }
-    votes
+    Ok(votes)
 }
 
 /// The votes of `queries` (of each searching layer in `slots`) for `candidates` by their best keys. A candidate whose keys are
@@ -52,7 +52,7 @@ pub fn best_key_votes(
     for at in candidates {
         slots.iter().for_each(|slot| memories[at.memory].prefetch(*slot, at.block));
     }
-    let mut votes = vec![0.0; n];
+    let mut votes = try_zeroed("votes", n)?;
     for (&slot, queries) in slots.iter().zip(queries) {
         let rows = queries.len() / h.key_length;
         let mut by_chunk: Vec<Found> = candidates.chunks(CANDIDATES_AT_ONCE).map(|_| Found::default()).collect();
@@ -60,7 +60,8 @@ pub fn best_key_votes(
             let mine = &candidates[i * CANDIDATES_AT_ONCE..][..CANDIDATES_AT_ONCE.min(n - i * CANDIDATES_AT_ONCE)];
             found[0] = best_keys(h, slot, memories, mine, queries);
         });
-        let mut logits = vec![f32::NEG_INFINITY; rows * n];
+        let mut logits = try_with_capacity("votes", rows * n)?;
+        logits.resize(rows * n, f32::NEG_INFINITY);
         for (i, found) in by_chunk.into_iter().enumerate() {
             read.bytes += found.bytes;
             read.damaged += found.damaged;
@@ -75,7 +76,7 @@ pub fn best_key_votes(
         if logits.iter().all(|x| *x == f32::NEG_INFINITY) {
             continue;
         }
-        votes.iter_mut().zip(square_shares(pass, &mut logits, n)).for_each(|(v, x)| *v += x);
+        votes.iter_mut().zip(square_shares(pass, &mut logits, n)?).for_each(|(v, x)| *v += x);
     }
     Ok(votes)
 }
@@ -101,7 +102,12 @@ fn best_keys(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddr
     let (d, group) = (h.key_length, h.group());
     let scale = 1.0 / (d as f32).sqrt();
     let rows = queries.len() / d;
-    let mut found = Found { logits: vec![f32::NEG_INFINITY; rows * blocks.len()], ..Found::default() };
+    let mut found = Found::default();
+    match try_with_capacity("votes", rows * blocks.len()) {
+        Ok(logits) => found.logits = logits,
+        Err(e) => return Found { error: Some(e), ..found },
+    }
+    found.logits.resize(rows * blocks.len(), f32::NEG_INFINITY);
     let mut keys = Vec::new();
     for (b, at) in blocks.iter().enumerate() {
         for head in 0..h.head_count_kv {

@@ -1,6 +1,6 @@
 //! Candidates by words: how much of a text's rarer tokens each block holds. What a question is about is mostly named in it.
 
-use crate::error::Result;
+use crate::error::{Result, try_reserve, try_zeroed};
 use crate::memory::Memory;
 
 /// Tokens that are looked at in one go.
@@ -54,13 +54,14 @@ pub fn shared_words(memories: &[&Memory], text: &[u32], bytes_read: &mut u64) ->
             of_block.sort_unstable();
             of_block.dedup();
             of_block.iter().for_each(|w| frequency[*w as usize] += 1);
+            try_reserve(&mut shared, "shared words", of_block.len())?;
             shared.extend(of_block.iter().map(|w| (blocks + b as u32, *w)));
         }
         blocks += memory.blocks() as u32;
     }
     let n = blocks as f32;
     let weight: Vec<f32> = frequency.iter().map(|df| (1.0 + (n - *df as f32 + 0.5) / (*df as f32 + 0.5)).ln()).collect();
-    let mut out = vec![0.0; blocks as usize];
+    let mut out = try_zeroed("shared words", blocks as usize)?;
     shared.iter().for_each(|(block, word)| out[*block as usize] += weight[*word as usize]);
     Ok(out)
 }
