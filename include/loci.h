@@ -406,6 +406,7 @@ typedef struct loci_session_stats {
     uint64_t memory_blocks_damaged; /* left out */
     uint64_t memory_choices;        /* times that retrieval chose */
     double memory_unread_share;     /* of the last choice: the share of the votes that went to blocks which were not read */
+    double resting_seconds;         /* of rest that loci_session_set_duty() asked for, within those of prefill and decode */
 } loci_session_stats;
 
 /* done of total tokens are computed; not 0 stops with LOCI_CANCELLED. */
@@ -512,6 +513,9 @@ LOCI_API loci_status loci_session_cancel(loci_session *session);
 LOCI_API loci_status loci_session_set_sampler(loci_session *session, const loci_sampler_options *options); /* NULL: the defaults */
 /* 0: the default. At any time between two calls, in the middle of an answer too: what is computed does not depend on threads. */
 LOCI_API loci_status loci_session_set_threads(loci_session *session, uint32_t threads);
+/* For devices that get hot: works for at most percent of the time, 1 to 100 (the default, without rests). After each pass, of a part of a
+ * prompt or document or of a token, the call rests so long that this holds; loci_session_cancel() ends a rest. Between two calls. */
+LOCI_API loci_status loci_session_set_duty(loci_session *session, uint32_t percent);
 LOCI_API loci_status loci_session_stats_get(loci_session *session, loci_session_stats *out);
 
 /* ------------------------------------------------------------------------------------------------------------------------------

@@ -329,6 +329,7 @@ public:
     }
     void set_sampler(const SamplerOptions &options) { check(loci_session_set_sampler(get(), &options)); }
     void set_threads(std::uint32_t threads) { check(loci_session_set_threads(get(), threads)); }
+    void set_duty(std::uint32_t percent) { check(loci_session_set_duty(get(), percent)); }
     loci_session_stats stats() const {
         loci_session_stats out = {};
         out.struct_size = sizeof out;

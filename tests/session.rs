@@ -12,7 +12,9 @@ use loci::model::{Model, ModelOptions};
 use loci::sampler::SamplerOptions;
 use loci::session::{Finish, GenerateOptions, Overflow, Piece, Session, SessionOptions, SharedMemory};
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 fn tiny_model() -> Arc<Model> {
     Model::open_bytes(tiny::llama(TinyOptions::default()), &ModelOptions::default()).unwrap()
@@ -187,6 +189,45 @@ fn cancelling_leaves_a_usable_session() {
         .unwrap();
     assert_eq!((finish, pieces), (Finish::Cancelled, 4));
     s.prefill(&text[..1], &mut quiet()).unwrap();
+}
+
+#[test]
+fn rests_change_nothing_and_end_with_a_cancel() {
+    let tokens = ids(120, 9);
+    let mut plain = session(options());
+    plain.prefill(&tokens, &mut quiet()).unwrap();
+    assert_eq!(plain.stats().resting_seconds, 0.0);
+
+    let mut s = session(options());
+    assert!(matches!(s.set_duty(0), Err(Error::Argument { .. })) && matches!(s.set_duty(101), Err(Error::Argument { .. })));
+    s.set_duty(50).unwrap();
+    s.prefill(&tokens[..60], &mut quiet()).unwrap();
+    let stats = s.stats();
+    assert!(stats.resting_seconds > 0.0 && stats.resting_seconds < stats.prefill_seconds, "{stats:?}");
+    // At one percent each pass is followed by 99 times its length; a cancel within the first of them leaves the rest undone.
+    s.set_duty(1).unwrap();
+    let (handle, ended) = (s.cancel_handle(), AtomicBool::new(false));
+    let mut told = 0;
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Once is not enough: one that comes before the work begins does nothing.
+            while !ended.load(Relaxed) {
+                handle.cancel();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let result = s.prefill(&tokens[60..], &mut |done, _| {
+            told = done;
+            Continue(())
+        });
+        ended.store(true, Relaxed);
+        result
+    });
+    assert!(matches!(result, Err(Error::Cancelled)) && told < 60, "{result:?} after {told}");
+    s.set_duty(100).unwrap();
+    s.prefill(&tokens[s.len()..], &mut quiet()).unwrap();
+    assert_eq!(s.tokens(), &tokens[..]);
+    assert!(max_abs_diff(s.logits().unwrap(), plain.logits().unwrap()) < 1e-4);
 }
 
 #[test]

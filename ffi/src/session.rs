@@ -357,6 +357,12 @@ pub extern "C" fn loci_session_set_threads(session: *mut loci_session, threads: 
 }
 
 /// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn loci_session_set_duty(session: *mut loci_session, percent: u32) -> i32 {
+    guard(|| with(session, |s| Ok(s.session.set_duty(percent)?)))
+}
+
+/// See the header.
 ///
 /// # Safety
 /// Pointers as the header says.
@@ -388,6 +394,7 @@ pub unsafe extern "C" fn loci_session_stats_get(session: *mut loci_session, out:
             memory_blocks_damaged: s.memory_blocks_damaged,
             memory_choices: s.memory_choices,
             memory_unread_share: s.memory_unread_share,
+            resting_seconds: s.resting_seconds,
         });
         Ok(())
     })

@@ -148,6 +148,7 @@ structs! {
         memory_blocks_damaged: u64,
         memory_choices: u64,
         memory_unread_share: f64,
+        resting_seconds: f64,
     }
     loci_estimate {
         file_bytes: u64,

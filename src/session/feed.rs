@@ -168,8 +168,15 @@ impl Session {
         self.team.pass(|pass| self.recall.follow(pass, h, &memories))
     }
 
-    /// One forward pass, appended to the window.
+    /// One forward pass, appended to the window, and the rest after it.
     pub(super) fn compute(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
+        let start = Instant::now();
+        let result = self.pass(tokens, outputs, memories);
+        self.pace.rest(start.elapsed(), &self.cancel);
+        result
+    }
+
+    fn pass(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
         let readers = Readers::lock(memories);
         let memories = readers.list();
         memories.iter().try_for_each(|m| m.check_length())?;

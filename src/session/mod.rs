@@ -10,6 +10,7 @@ mod footprint;
 mod generate;
 mod memories;
 mod options;
+mod pace;
 mod remember;
 mod snapshot;
 mod stats;
@@ -30,6 +31,7 @@ use crate::model::{Hparams, Model, RopeOverride, RotarySet};
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::threads::{Team, default_threads};
 use generate::Generation;
+use pace::Pace;
 use stats::Counters;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -157,6 +159,7 @@ pub struct Session {
     sampler: Sampler,
     generation: Option<Generation>,
     cancel: CancelHandle,
+    pace: Pace,
     counters: Counters,
 }
 
@@ -190,6 +193,7 @@ impl Session {
             has_logits: false,
             generation: None,
             cancel: CancelHandle::default(),
+            pace: Pace::default(),
             counters: Counters::default(),
             options,
             model,

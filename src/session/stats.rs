@@ -46,6 +46,8 @@ pub struct SessionStats {
     pub memory_choices: u64,
     /// Of its last choice: the share of the votes that went to blocks which were not read.
     pub memory_unread_share: f64,
+    /// Seconds of rest that [`Session::set_duty`] asked for; they are within those of prefill and decode.
+    pub resting_seconds: f64,
 }
 
 /// What the session counts as it works.
@@ -98,6 +100,7 @@ impl Session {
             memory_blocks_damaged: recall.blocks_damaged,
             memory_choices: recall.choices,
             memory_unread_share: recall.unread_share.into(),
+            resting_seconds: self.pace.rested.as_secs_f64(),
         }
     }
 }

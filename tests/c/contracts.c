@@ -247,6 +247,15 @@ static void versions(loci_model *model) {
     sampler.logit_bias_count = 2;
     IS(LOCI_INVALID_ARGUMENT, loci_session_set_sampler(session, &sampler));
     OK(loci_session_set_sampler(session, NULL));
+
+    /* Rests are asked for at any time, and counted. */
+    IS(LOCI_INVALID_ARGUMENT, loci_session_set_duty(session, 0));
+    IS(LOCI_INVALID_ARGUMENT, loci_session_set_duty(session, 101));
+    OK(loci_session_set_duty(session, 90));
+    OK(loci_session_prefill_text(session, "the rain", LOCI_NUL_TERMINATED, 0, NULL, NULL));
+    stats.struct_size = sizeof stats;
+    OK(loci_session_stats_get(session, &stats));
+    CHECK(stats.resting_seconds > 0 && stats.resting_seconds < stats.prefill_seconds);
     loci_session_free(session);
 }
 

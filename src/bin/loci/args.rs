@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use loci::kv::KvType;
 use loci::model::{Model, ModelOptions, RopeOverride, RopeScalingKind};
 use loci::sampler::SamplerOptions;
-use loci::session::{GenerateOptions, Overflow, SessionOptions};
+use loci::session::{GenerateOptions, Overflow, Session, SessionOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,6 +35,9 @@ pub struct SessionArgs {
     /// Threads; 0 takes one per big core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
+    /// Percent of the time that it works, for devices that get hot: it rests after each pass
+    #[arg(long, value_name = "PERCENT", default_value_t = 100)]
+    pub duty: u32,
     /// Tokens computed at once in prefill
     #[arg(short, long, value_name = "TOKENS", default_value_t = SessionOptions::default().batch)]
     pub batch: usize,
@@ -67,6 +70,13 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
+    /// A session with `options`, which come from [`SessionArgs::options`], at the pace asked for.
+    pub fn start(&self, model: Arc<Model>, options: SessionOptions) -> Result<Session, Failure> {
+        let mut session = Session::new(model, options)?;
+        session.set_duty(self.duty)?;
+        Ok(session)
+    }
+
     pub fn options(&self) -> SessionOptions {
         SessionOptions {
             context_length: self.ctx,

@@ -31,7 +31,7 @@ impl Chat {
         let options = self.answer.session_options()?;
         let model = self.model.open()?;
         let chat = prompt::Chat::new(&model)?;
-        let mut session = Session::new(model.clone(), options)?;
+        let mut session = self.answer.session.start(model.clone(), options)?;
         for path in &self.memory {
             session.attach_memory(memory::open_shared(path, &model)?)?;
         }

@@ -33,7 +33,7 @@ impl Estimate {
         let options = self.session.options();
         let e = Session::estimate(&model, &options, self.memory)?;
         let peak = if self.measure {
-            let mut session = Session::new(model.clone(), options)?;
+            let mut session = self.session.start(model.clone(), options)?;
             let token = model.tokenizer().encode("a", false, false).last().copied().unwrap_or(0);
             let tokens = vec![token; session.context_length()];
             let bar = output::token_bar("filling the context", tokens.len());

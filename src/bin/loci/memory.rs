@@ -56,7 +56,7 @@ impl Remember {
         let memory = self.open(&model)?;
         let before = memory.len();
         let memory: SharedMemory = Arc::new(RwLock::new(memory));
-        let mut session = Session::new(model.clone(), self.session.options())?;
+        let mut session = self.session.start(model.clone(), self.session.options())?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         let mut stored = Vec::new();
@@ -226,7 +226,7 @@ impl Recall {
     pub fn exec(self) -> Done {
         let options = self.answer.session_options()?;
         let model = self.model.open()?;
-        let mut session = Session::new(model.clone(), options)?;
+        let mut session = self.answer.session.start(model.clone(), options)?;
         let mut memories = Vec::new();
         for path in &self.memory {
             let memory = open_shared(path, &model)?;

@@ -4,7 +4,6 @@ use crate::args::{ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt};
 use clap::Args;
 use loci::sampler::log_probability;
-use loci::session::Session;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -32,7 +31,7 @@ impl Logits {
         if options.context_length == 0 && model.memory_layers().is_empty() {
             options.context_length = ids.len().max(1);
         }
-        let mut session = Session::new(model, options)?;
+        let mut session = self.session.start(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         let mut out = output::create(&self.out)?;
@@ -92,7 +91,7 @@ impl Perplexity {
         }
         let chunks = if self.chunks == 0 { available } else { self.chunks.min(available) };
         let bos = model.tokenizer().bos().filter(|_| model.tokenizer().add_bos());
-        let mut session = Session::new(model, options)?;
+        let mut session = self.session.start(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         let bar = output::token_bar("perplexity", chunks * n_ctx);

@@ -55,7 +55,7 @@ impl Run {
         if tokens.is_empty() {
             return Err(Failure::usage("run: the prompt is empty; give a text, --file or --ids"));
         }
-        let mut session = Session::new(model, options)?;
+        let mut session = self.answer.session.start(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         prefill(&mut session, &tokens, "reading")?;
@@ -184,6 +184,7 @@ pub fn stats_json(s: &SessionStats) -> Value {
         "memory_blocks_damaged": s.memory_blocks_damaged,
         "memory_choices": s.memory_choices,
         "memory_unread_share": s.memory_unread_share,
+        "resting_seconds": s.resting_seconds,
     })
 }
 
@@ -206,6 +207,9 @@ pub fn note_stats(s: &SessionStats) {
         s.memory_tokens,
         output::bytes(s.memory_bytes_read),
     ));
+    if s.resting_seconds > 0.0 {
+        output::note(&format!("rests: {:.2} s", s.resting_seconds));
+    }
     if s.memory_choices > 0 {
         output::note(&format!(
             "memory: {} read per token since the prompt, {} blocks read, {} held already, {} damaged, {} choices, {:.0} % of the votes unread; {} held",

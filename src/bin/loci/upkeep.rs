@@ -6,7 +6,7 @@ use crate::{Done, Failure, interrupt, output};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use loci::memory::{Codec, CompactOptions, Memory};
-use loci::session::{Session, SharedMemory};
+use loci::session::SharedMemory;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -135,7 +135,7 @@ impl Repair {
     fn exec(self) -> Done {
         let model = self.model.open()?;
         let memory: SharedMemory = Arc::new(RwLock::new(Memory::open(&self.file, Some(model.fingerprint()))?));
-        let mut session = Session::new(model, self.session.options())?;
+        let mut session = self.session.start(model, self.session.options())?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
         let bar = output::token_bar("reading again", 0);

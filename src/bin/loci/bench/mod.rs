@@ -115,7 +115,7 @@ impl Bench {
         if options.threads == 0 {
             options.threads = default_threads();
         }
-        let mut session = Session::new(model.clone(), options)?;
+        let mut session = self.session.start(model.clone(), options)?;
         let mut limits = Limits::new(session.options().threads)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
