@@ -1,38 +1,55 @@
 //! Measures how well a Focused Transformer looks things up: remembers a text in a file, opens it again, asks, and counts exact answers.
 //!
-//! `cargo run --release --example lookup_accuracy -- MODEL CASES TOP_K [MEMORY]` with CASES.txt and CASES.tsv from `tools/fot/cases.py`;
-//! TOP_K 0 reads all of the memory. An existing MEMORY is used as it is; otherwise the text is read into it (or into a temporary file).
+//! `cargo run --release --example lookup_accuracy -- MODEL CASES MEMORY CODEC TOP_K...` with CASES.txt and CASES.tsv from
+//! `tools/fot/cases.py`. CODEC is f32, f16, bf16, k8v4 or k4v4; an existing MEMORY is used as it is, whatever its codec. The questions are
+//! asked once for each TOP_K; 0 reads all of the memory.
 
-use loci::memory::Memory;
+use loci::memory::{Codec, Memory};
 use loci::model::{Model, ModelOptions};
 use loci::session::{Session, SessionOptions};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, cases, top_k, rest @ ..] = &arguments[..] else {
-        return Err("usage: lookup_accuracy MODEL CASES TOP_K [MEMORY]".into());
+    let [model, cases, memory, codec, top_k @ ..] = &arguments[..] else {
+        return Err("usage: lookup_accuracy MODEL CASES MEMORY CODEC TOP_K...".into());
     };
-    let temporary = PathBuf::from(format!("{cases}.{}.lmem", std::process::id()));
-    let path = rest.first().map_or_else(|| temporary.clone(), PathBuf::from);
-    let model = Model::open(model.as_ref(), &ModelOptions::default())?;
-    let options = SessionOptions { memory_top_k: top_k.parse()?, ..SessionOptions::default() };
-    let mut session = Session::new(model.clone(), options)?;
-    if !path.exists() {
-        let ids = model.tokenizer().encode(&std::fs::read_to_string(format!("{cases}.txt"))?, false, false);
-        let memory = Arc::new(RwLock::new(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone())?));
-        let start = Instant::now();
-        session.remember(&memory, &ids, None, &mut |_, _| ControlFlow::Continue(()))?;
-        memory.write().map_err(|_| "a writer failed")?.commit()?;
-        let seconds = start.elapsed().as_secs_f64();
-        println!("remembered {} tokens, {:.0} tokens/s", ids.len(), ids.len() as f64 / seconds);
+    let (model, memory) = (Model::open(model.as_ref(), &ModelOptions::default())?, Path::new(memory));
+    if !memory.exists() {
+        remember(&model, &std::fs::read_to_string(format!("{cases}.txt"))?, memory, codec)?;
     }
-    session.attach_memory(Arc::new(RwLock::new(Memory::open_read_only(&path, Some(model.fingerprint()))?)))?;
+    let questions = std::fs::read_to_string(format!("{cases}.tsv"))?;
+    for top_k in top_k {
+        ask(&model, &questions, memory, top_k.parse()?)?;
+    }
+    Ok(())
+}
+
+fn remember(model: &Arc<Model>, text: &str, path: &Path, codec: &str) -> Outcome<()> {
+    let mut geometry = model.memory_geometry();
+    geometry.codec = Codec::from_name(codec).ok_or("CODEC is f32, f16, bf16, k8v4 or k4v4")?;
+    let ids = model.tokenizer().encode(text, false, false);
+    let memory = Arc::new(RwLock::new(Memory::create(path, geometry, model.fingerprint().clone())?));
+    let mut session = Session::new(model.clone(), SessionOptions::default())?;
+    let start = Instant::now();
+    session.remember(&memory, &ids, None, &mut |_, _| ControlFlow::Continue(()))?;
+    memory.write().map_err(|_| "a writer failed")?.commit()?;
+    let seconds = start.elapsed().as_secs_f64();
+    println!("remembered {} tokens as {codec}, {:.0} tokens/s", ids.len(), ids.len() as f64 / seconds);
+    Ok(())
+}
+
+/// Asks every line of `questions`, a question and its answer with a tab between them; the model's best token counts.
+fn ask(model: &Arc<Model>, questions: &str, path: &Path, top_k: usize) -> Outcome<()> {
+    let mut session = Session::new(model.clone(), SessionOptions { memory_top_k: top_k, ..SessionOptions::default() })?;
+    session.attach_memory(Arc::new(RwLock::new(Memory::open_read_only(path, Some(model.fingerprint()))?)))?;
     let (mut asked, mut right, start) = (0, 0, Instant::now());
-    for line in std::fs::read_to_string(format!("{cases}.tsv"))?.lines() {
+    for line in questions.lines() {
         let (question, expected) = line.split_once('\t').ok_or("a line without a tab")?;
         session.reset();
         let mut ids = model.tokenizer().encode(&format!("Q: {question}\nA: "), false, false);
@@ -46,14 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         asked += 1;
         right += usize::from(answer == expected.as_bytes());
     }
-    let stats = session.stats();
-    println!(
-        "{right} of {asked} exact, top-k {top_k}; {:.2} s per question; RAM {} MiB",
-        start.elapsed().as_secs_f64() / f64::from(asked.max(1)),
-        stats.resident_bytes >> 20
-    );
-    if rest.is_empty() {
-        std::fs::remove_file(&temporary)?;
-    }
+    let (seconds, stats) = (start.elapsed().as_secs_f64() / f64::from(asked.max(1)), session.stats());
+    println!("{right} of {asked} exact, best {top_k} (0: all); {seconds:.2} s per question; RAM {} MiB", stats.resident_bytes >> 20);
     Ok(())
 }

@@ -82,7 +82,9 @@ fn answer(session: &mut Session, question: &str) -> String {
 }
 
 fn right(session: &mut Session, questions: &[(String, String)]) -> usize {
-    questions.iter().filter(|(q, a)| answer(session, q) == *a).count()
+    let wrong: Vec<_> = questions.iter().map(|(q, a)| (q, a, answer(session, q))).filter(|(_, a, found)| *a != found).collect();
+    println!("wrong: {wrong:?}");
+    questions.len() - wrong.len()
 }
 
 #[test]

@@ -136,8 +136,20 @@ def keys(r, n, hard=False):
     return ["".join(LETTERS[c] for c in row) for row in named]
 
 
-def digits(r, n):
-    return "".join(chr(48 + int(d)) for d in r.integers(0, 10, n))
+def digits(r, n, beginnings=()):
+    """n digits, after one of `beginnings` if there are any."""
+    first = choose(r, beginnings) if beginnings else ""
+    return first + "".join(chr(48 + int(d)) for d in r.integers(0, 10, n - len(first)))
+
+
+def beginnings(r):
+    """A few beginnings, of one length, for all values of a batch that is to have values which begin alike.
+
+    Who has read three digits of an answer can find the fourth by them alone as long as few values share them, and a model learns that: it
+    matches digits already said in place of the key, and fails where a memory holds a thousand records and more. Where many values begin
+    alike only the key tells them apart."""
+    length = int(r.integers(1, VALUE_DIGITS))
+    return tuple(digits(r, length) for _ in range(int(r.integers(1, 5))))
 
 
 class Page:
@@ -216,13 +228,13 @@ def memory_page(r, length, kind, fresh, phrasing="train", passed=None):
     return page, told
 
 
-def pairs(r, n, hard):
-    """Keys and values; hard keys until there are no more, then others."""
+def pairs(r, n, hard, alike=()):
+    """Keys and values; hard keys until there are no more, then others. `alike`: how values begin, if not at random."""
     seen = set()
     for key in keys(r, n, hard) + (keys(r, n) if hard else []):
         if key not in seen:
             seen.add(key)
-            yield key, digits(r, VALUE_DIGITS)
+            yield key, digits(r, VALUE_DIGITS, alike)
 
 
 def question_page(r, length, told, kinds, fresh, local=0.15, prose=0.3, passed=None, phrasing="train"):
@@ -251,16 +263,19 @@ def question_page(r, length, told, kinds, fresh, local=0.15, prose=0.3, passed=N
     return page
 
 
-def batch(r, docs, pages, length, queries, negatives, mixture, hard, local=0.15, prose=0.3, blind=0.05):
+def batch(r, docs, pages, length, queries, negatives, mixture, hard, alike=False, ends=False, local=0.15, prose=0.3, blind=0.05):
     """A training batch: `docs` documents of `pages` remembered pages and one window of questions each.
 
     Document i sees the pages of documents i ... i + negatives - 1 (modulo docs), a few see none. `queries` places of every window are
-    trained on: answers first, then places of the text at random. Returns a dict of arrays:
+    trained on: answers first, then places of the text at random. `hard`: keys are near misses of each other; `alike`: values begin alike;
+    `ends`: the line feed after an answer is part of it.
+    Returns a dict of arrays:
     memory [docs * pages, length], window [docs, length], blind [docs] (sees no memory), and, [docs, queries] each: at (place), label (the
     next token), answer and text (loss weights), entry (where the answer's digit stands: an index into the window followed by the pages
-    that the document sees, its own first; 0 where there is no answer).
+    that the document sees, its own first; 0 where there is no answer, -1 at its end).
     """
-    fresh = pairs(r, docs * (pages + 1) * (length // 10 + 2) + 64, hard)
+    begin = beginnings(r) if alike else ()
+    fresh = pairs(r, docs * (pages + 1) * (length // 10 + 2) + 64, hard, begin)
     r_kinds, r_shares = zip(*mixture.items())
     blind_docs = np.zeros(docs, bool)
     memory = np.zeros((docs * pages, length), np.int32)
@@ -270,7 +285,7 @@ def batch(r, docs, pages, length, queries, negatives, mixture, hard, local=0.15,
     entry_of, told, kinds = {}, [], []
     # One pass key in sight of each document: documents at multiples of `negatives` have one each.
     spaced = docs % negatives == 0
-    passes = {i: digits(r, PASS_DIGITS) for i in range(0, docs, negatives)} if spaced and length >= 128 else {}
+    passes = {i: digits(r, PASS_DIGITS, begin) for i in range(0, docs, negatives)} if spaced and length >= 128 else {}
     for i in range(docs):
         kind = r_kinds[int(r.choice(len(r_kinds), p=r_shares))]
         mine, with_pass = {}, int(r.integers(pages))
@@ -301,6 +316,9 @@ def batch(r, docs, pages, length, queries, negatives, mixture, hard, local=0.15,
                 owner, base = entry_of[source if key == "pass" else key]
                 base += length + (owner - i) % docs * pages * length
             rows += [(first - 1 + d, base + d) for d in range(count)]
+            if ends:
+                free[first + count - 1] = False
+                rows.append((first + count - 1, -1))
         if len(rows) > queries:
             rows = [rows[k] for k in sorted(r.permutation(len(rows))[:queries])]
         n = len(rows)

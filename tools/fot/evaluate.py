@@ -3,7 +3,7 @@
     python3 evaluate.py CHECKPOINT.npz [--lengths 4096,65536] [--kinds log,pass,dictionary] [--memories 10] [--questions 20] [--top-k 0]
 
 Kinds: `dictionary`, records without anything between them; `log`, records among prose; `pass`, one pass key in prose, at a random place that
-is another one for every question. An answer counts if all of its digits are right. `mass` is the attention weight on the right entry, of the
+is another one for every question. An answer counts if all of its digits are right and the line ends after them. `mass` is the attention weight on the right entry, of the
 mean and of the best head, averaged over the digits. What is remembered is rounded to --store before it is read.
 """
 import argparse
@@ -39,13 +39,13 @@ def ask(p, config, questions, keys, values, top_k, phrasing, r):
         page = data.Page(length)
         form = data.choose(r, data.PASS_QUESTIONS[phrasing] if key == "pass" else data.QUESTIONS[phrasing])
         assert page.ask(form, key, value, "memory")
-        first = page.asked[0][0]
-        rows.append((page.tokens(), first - 1 + np.arange(len(value)), length + entry + np.arange(len(value))))
+        first, places = page.asked[0][0], np.arange(len(value) + 1)  # the digits and the end of the line, which has no entry
+        rows.append((page.tokens(), first - 1 + places, length + entry + np.minimum(places, len(value) - 1)))
     tokens, at, entry = (np.stack(x) for x in zip(*rows))
     logits, mass = model.answer(p, tokens, at, entry, keys, values, config, top_k=top_k)
     right = np.asarray(logits.argmax(-1)) == np.take_along_axis(tokens, at + 1, 1)
-    mass = np.exp(np.asarray(mass))
-    return right.all(1), right.mean(1), mass.mean((1, 2)), mass.max(2).mean(1)
+    mass = np.exp(np.asarray(mass))[:, :-1]
+    return right.all(1), right[:, :-1].mean(1), mass.mean((1, 2)), mass.max(2).mean(1)
 
 
 def evaluate(p, config, kind, length, memories, questions, top_k=0, store=np.float16, phrasing="held-out", at_once=None, seed=SEED):

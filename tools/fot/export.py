@@ -60,6 +60,11 @@ def metadata(c, name):
         ("general.license", "str", "MIT OR Apache-2.0"),
         ("llama.vocab_size", "u32", c.vocabulary),
         ("llama.context_length", "u32", c.window),
+        *([] if c.interpolation == 1 else [
+            ("llama.rope.scaling.type", "str", "linear"),
+            ("llama.rope.scaling.factor", "f32", c.interpolation),
+            ("llama.rope.scaling.original_context_length", "u32", int(c.window / c.interpolation)),
+        ]),
         ("llama.embedding_length", "u32", c.width),
         ("llama.block_count", "u32", c.layers),
         ("llama.feed_forward_length", "u32", c.feed_forward),

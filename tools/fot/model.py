@@ -29,6 +29,7 @@ class Config:
     epsilon: float = 1e-6
     window: int = 256
     memory_positionals: bool = False
+    interpolation: float = 1.0  # positions are divided by it (position interpolation, arXiv 2306.15595)
 
     @property
     def memory_layer(self):
@@ -73,10 +74,10 @@ def norm(x, weight, epsilon):
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def rotate(x, at, config, scale=1.0):
-    """RoPE of x [..., places, heads, head_dim] at `at` [..., places]; positions are multiplied by `scale` (position interpolation)."""
+def rotate(x, at, config):
+    """RoPE of x [..., places, heads, head_dim] at `at` [..., places]."""
     inverse = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
-    angle = (at * scale)[..., None, None] * inverse
+    angle = (at / config.interpolation)[..., None, None] * inverse
     a, b = x[..., :config.head_dim // 2], x[..., config.head_dim // 2:]
     return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1)
 
@@ -90,7 +91,7 @@ def feed_forward(layer, x, config):
     return x + (jax.nn.silu(h @ layer["ffn_gate"].T) * (h @ layer["ffn_up"].T)) @ layer["ffn_down"].T
 
 
-def lower(p, tokens, config, scale=1.0):
+def lower(p, tokens, config):
     """The layers below the memory layer: tokens [n, places] -> hidden [n, places, width]."""
     places = tokens.shape[1]
     at = jnp.arange(places, dtype=jnp.float32)
@@ -98,8 +99,8 @@ def lower(p, tokens, config, scale=1.0):
     group = config.heads // config.kv_heads
     for layer in p["layers"][:config.memory_layer]:
         h = norm(x, layer["attn_norm"], config.epsilon)
-        q = rotate(heads(h, layer["attn_q"], config), at, config, scale)
-        k = rotate(heads(h, layer["attn_k"], config), at, config, scale)
+        q = rotate(heads(h, layer["attn_q"], config), at, config)
+        k = rotate(heads(h, layer["attn_k"], config), at, config)
         v = heads(h, layer["attn_v"], config)
         q = q.reshape(*q.shape[:2], config.kv_heads, group, config.head_dim) * config.head_dim ** -0.5
         o = []
@@ -120,7 +121,7 @@ def memory_entries(p, x, config):
     return heads(h, layer["attn_k"], config), heads(h, layer["attn_v"], config)
 
 
-def read(p, x, at, keys, values, blind, config, scale=1.0, top_k=0, entry=None):
+def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
     """The memory layer and the output at places `at` [n, q] of windows with hidden states x [n, places, width].
 
     keys, values: the memory, [m, kv_heads, head_dim] for all windows or [n, m, kv_heads, head_dim]; blind [n] bool: windows that see none
@@ -131,7 +132,7 @@ def read(p, x, at, keys, values, blind, config, scale=1.0, top_k=0, entry=None):
     picked = jnp.take_along_axis(x, at[..., None], 1)
     q = heads(norm(picked, layer["attn_norm"], config.epsilon), layer["attn_q"], config)
     if config.memory_positionals:
-        q, k = rotate(q, at, config, scale), rotate(k, jnp.arange(x.shape[1], dtype=jnp.float32), config, scale)
+        q, k = rotate(q, at, config), rotate(k, jnp.arange(x.shape[1], dtype=jnp.float32), config)
     n, places = at.shape
     q = q.reshape(n, places, config.kv_heads, group, config.head_dim) * config.head_dim ** -0.5
     own = "n" if keys.ndim == 4 else ""
@@ -178,17 +179,18 @@ def loss(p, b, config, weights, negatives):
     each = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, b["label"][..., None], -1)[..., 0]
     answers, text = jnp.maximum(b["answer"].sum(), 1), jnp.maximum(b["text"].sum(), 1)
     right = (logits.argmax(-1) == b["label"]) * b["answer"]
-    attention = -(mass.mean(-1) * b["answer"]).sum() / answers
+    digits = b["answer"] * (b["entry"] >= 0)  # not the ends of answers
+    attention = -(mass.mean(-1) * digits).sum() / jnp.maximum(digits.sum(), 1)
     of_answers, of_text = (each * b["answer"]).sum() / answers, (each * b["text"]).sum() / text
     value = of_answers + weights["text"] * of_text + weights["attention"] * attention
     return value, {"answers": of_answers, "text": of_text, "attention": attention, "accuracy": right.sum() / answers}
 
 
-@partial(jax.jit, static_argnames=("config", "scale"))
-def embed(p, tokens, config, scale=1.0):
-    return memory_entries(p, lower(p, tokens, config, scale), config)
+@partial(jax.jit, static_argnames="config")
+def embed(p, tokens, config):
+    return memory_entries(p, lower(p, tokens, config), config)
 
 
-@partial(jax.jit, static_argnames=("config", "scale", "top_k"))
-def answer(p, tokens, at, entry, keys, values, config, scale=1.0, top_k=0):
-    return read(p, lower(p, tokens, config, scale), at, keys, values, None, config, scale, top_k, entry)
+@partial(jax.jit, static_argnames=("config", "top_k"))
+def answer(p, tokens, at, entry, keys, values, config, top_k=0):
+    return read(p, lower(p, tokens, config), at, keys, values, None, config, top_k, entry)

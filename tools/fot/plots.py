@@ -1,11 +1,14 @@
 """Draws the figures of docs/fot.md from what train.py and evaluate.py wrote, as SVG.
 
     python3 plots.py training RUN/log.jsonl OUT_DIR
-    python3 plots.py accuracy ACCURACY.jsonl OUT_DIR      lines of evaluate.py; their labels tell models apart
+    python3 plots.py accuracy ACCURACY.jsonl OUT_DIR      lines of evaluate.py
+    python3 plots.py negatives ACCURACY.jsonl OUT_DIR     lines of evaluate.py; their labels tell models apart
+    python3 plots.py window WINDOW.jsonl OUT_DIR          lines of window.py; their labels tell models apart
 """
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 COLOURS = ["#1f6fb4", "#d1581b", "#2b8a4b", "#8a4fb0", "#7a7a7a", "#b8860b"]
@@ -67,7 +70,7 @@ def training(log, out):
 NAMES = {"log": "codes in prose", "pass": "pass key in prose", "dictionary": "nothing but codes"}
 
 
-def accuracy(path, out):
+def accuracy(path, out, figure="memory"):
     rows = read(path)
     groups = {}
     for r in rows:
@@ -77,10 +80,19 @@ def accuracy(path, out):
         for (label, kind, k), group in groups.items():
             name = NAMES[kind] + (f", best {k}" if k else "") + (f", {label}" if label else "")
             lines.append((name, sorted((r["length"], r[value]) for r in group), bool(label)))
-        (out / f"fot-memory-{key}.svg").write_text(chart(title, "tokens of memory", "share", lines, x_log=True))
+        (out / f"fot-{figure}-{key}.svg").write_text(chart(title, "tokens of memory", "share", lines, x_log=True))
+
+
+def window(path, out):
+    groups = {}
+    for r in read(path):
+        groups.setdefault(r["label"], []).append(r)
+    for key, title, up, y_range in (("pass", "Pass keys found in the window", "share", (0, 1)), ("perplexity", "Perplexity of a byte of prose", "", (1, 11))):
+        lines = [(label, sorted((r["window"], r[key]) for r in group), False) for label, group in groups.items()]
+        (out / f"fot-window-{key}.svg").write_text(chart(title, "tokens of the window", up, lines, x_log=True, y_range=y_range, x_ticks=[256, 512, 1024]))
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[3])
     target.mkdir(parents=True, exist_ok=True)
-    {"training": training, "accuracy": accuracy}[sys.argv[1]](sys.argv[2], target)
+    {"training": training, "accuracy": accuracy, "negatives": partial(accuracy, figure="negatives"), "window": window}[sys.argv[1]](sys.argv[2], target)

@@ -1,8 +1,9 @@
 """Trains a small Focused Transformer on text of data.py.
 
     python3 train.py OUT                        the model that is shipped (see README.md for the time)
-    python3 train.py OUT --schedule no-negatives  the same with crossbatch dimension 1 throughout and no hard keys
+    python3 train.py OUT --schedule short [--no-negatives]  in a quarter of an hour, to compare: crossbatch dimension 4, or 1 throughout
     python3 train.py OUT --from CHECKPOINT.npz  continues from parameters
+    python3 train.py OUT --from CHECKPOINT.npz --schedule window --window 1024 [--interpolate]  a longer window, its positions interpolated
     python3 train.py OUT --resume               goes on where OUT/state.pkl stopped
 
 The schedule goes from small windows without negatives, until answers come, to whole ones among many pages of other documents. Everything
@@ -40,6 +41,8 @@ class Phase:
     accuracy: float = 2.0  # ends before that when the running accuracy of digits passes this
     prose: float = 0.3     # share of prose among the questions
     rate: tuple = (1.0, 1.0)  # learning rate at its start and end, times --rate
+    alike: float = 0.0     # share of batches whose values begin alike
+    ends: bool = False     # whether the line feed after an answer counts as part of it
     local: float = 0.15    # share of records in the window of questions
 
 
@@ -50,23 +53,28 @@ PHASES = [
     Phase(64, 32, 1, 1, 48, FIRST, 0.0, 1500, 0.85, prose=0.0, local=0.0),
     Phase(64, 32, 1, 4, 48, FIRST, 0.5, 400, 0.90, prose=0.0, local=0.0),
     Phase(128, 8, 3, 8, 64, MIXED, 0.5, 400, 0.95),
-    Phase(256, 4, 4, 4, 96, MIXED, 0.6, 1000, rate=(0.8, 0.4), prose=0.15, local=0.1),
-    Phase(256, 4, 4, 4, 96, DENSE, 0.7, 1000, rate=(0.4, 0.004), prose=0.1, local=0.1),
+    Phase(256, 4, 4, 4, 96, MIXED, 0.6, 800, rate=(0.8, 0.4), prose=0.15, local=0.1, alike=0.5),
+    Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.4, 0.004), prose=0.1, local=0.1, alike=0.7, ends=True),
 ]
 
 
-def schedule(name, scale):
-    phases = [replace(p, steps=max(1, int(p.steps * scale)) if p.accuracy > 1 else p.steps) for p in PHASES]
-    if name == "no-negatives":
-        phases = [replace(p, negatives=1, hard=0.0) for p in phases]
+def schedule(name, scale, window, negatives):
+    if name == "window":  # about as many tokens in a batch, in longer windows
+        docs = max(1, 2048 // window)
+        return [Phase(window, docs, 2, docs, 192, MIXED, 0.5, int(200 * scale), rate=(0.3, 0.004), prose=0.15, local=0.2, alike=0.5, ends=True)]
+    phases = PHASES if name == "focused" else [*PHASES[:2], replace(PHASES[-1], mixture=MIXED, steps=400, rate=(1.0, 0.004))]
+    phases = [replace(p, steps=max(1, int(p.steps * scale)) if p.accuracy > 1 else p.steps) for p in phases]
+    if not negatives:
+        phases = [replace(p, negatives=1) for p in phases]
     return phases
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--schedule", choices=["focused", "no-negatives"], default="focused")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of the last phase")
+    parser.add_argument("--schedule", choices=["focused", "short", "window"], default="focused")
+    parser.add_argument("--no-negatives", action="store_true", help="every document sees its own pages alone")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of the phases without an aim")
     parser.add_argument("--from", dest="start", help="parameters to start from")
     parser.add_argument("--first-phase", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -75,6 +83,8 @@ def main():
     parser.add_argument("--text", type=float, default=0.1, help="weight of the text's loss beside the answers'")
     parser.add_argument("--attention", type=float, default=1.0, help="weight of the loss of attention to the right entry; 0: none")
     parser.add_argument("--memory-positionals", action="store_true", help="positions in the memory layer, LongLLaMA's way")
+    parser.add_argument("--window", type=int, default=256, help="tokens of the window, with --schedule window")
+    parser.add_argument("--interpolate", action="store_true", help="divide positions by as much as --window is longer than what --from had")
     parser.add_argument("--rope-theta", type=float, default=10000.0)
     parser.add_argument("--minutes", type=float, help="be ready in so many minutes from now: phases end early, the learning rate falls in time")
     parser.add_argument("--benchmark", action="store_true", help="seconds per step of each phase, and nothing else")
@@ -85,11 +95,14 @@ def main():
     parameters = model.initial(config, options.seed)
     if options.start:
         parameters, config = model.load(options.start)
+    if options.schedule == "window":
+        factor = config.interpolation * options.window / config.window if options.interpolate else config.interpolation
+        config = replace(config, window=options.window, interpolation=factor)
     weights = {"text": options.text, "attention": options.attention}
     # The rate of each step is given from outside, so that it can follow the phases.
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.98), optax.add_decayed_weights(0.01))
     state = optimizer.init(parameters)
-    phases, r = schedule(options.schedule, options.scale), np.random.default_rng(options.seed + 1)
+    phases, r = schedule(options.schedule, options.scale, options.window, not options.no_negatives), np.random.default_rng(options.seed + 1)
     phase, in_phase, step, running, tokens, spent = options.first_phase, 0, 0, {}, 0, 0.0
     if options.resume:
         with open(f"{options.out}/state.pkl", "rb") as f:
@@ -131,7 +144,8 @@ def main():
         while in_phase < p.steps and spent_share(phase) < 1 and (running.get("accuracy", 0) < p.accuracy or in_phase < 40):
             # Every few batches without negatives, so that short memories stay easy (the paper samples its d as well).
             negatives = 1 if phase > 1 and r.random() < 0.1 else p.negatives
-            b = data.batch(r, p.docs, p.pages, p.length, p.queries, negatives, p.mixture, r.random() < p.hard, p.local, p.prose)
+            hard, alike = r.random() < p.hard, r.random() < p.alike
+            b = data.batch(r, p.docs, p.pages, p.length, p.queries, negatives, p.mixture, hard, alike, p.ends, p.local, p.prose)
             share = max(in_phase / p.steps, min(1.0, spent_share(phase)))
             rate = options.rate * min(1.0, (step + 1) / 100) * (p.rate[1] + (p.rate[0] - p.rate[1]) * 0.5 * (1 + np.cos(np.pi * share)))
             parameters, state, parts = update(parameters, state, b, jnp.float32(rate), negatives)
