@@ -33,7 +33,9 @@ impl Map {
 
     /// Maps `len` bytes from `offset` of an open file (the descriptor may be closed afterwards).
     pub fn of_file(file: &File, offset: u64, len: u64) -> std::io::Result<Map> {
-        let len = usize::try_from(len).map_err(|_| std::io::Error::other("the file does not fit the address space"))?;
+        let Some(len) = usize::try_from(len).ok().filter(|len| *len <= isize::MAX as usize) else {
+            return Err(std::io::Error::other(format!("{len} bytes do not fit the address space of a {}-bit program", usize::BITS)));
+        };
         if len == 0 {
             return Ok(Map::owned(Vec::new()));
         }
@@ -141,5 +143,26 @@ impl Deref for MapSlice {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.map[self.range.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hole, so that nothing is written; more than half of a 32-bit address space, and a range that no system can map.
+    #[test]
+    fn what_the_address_space_cannot_hold_is_refused_by_name() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(5 << 30).unwrap();
+        let refused = |len: u64| Map::of_file(&file, 0, len).err().map(|e| e.to_string()).unwrap_or_default();
+        let says = format!("do not fit the address space of a {}-bit program", usize::BITS);
+        assert!(refused(1 << 63).contains(&says), "{}", refused(1 << 63));
+        let fits = usize::BITS > 32;
+        assert_eq!(refused(3 << 30).is_empty(), fits, "{}", refused(3 << 30));
+        assert!(fits || (refused(3 << 30).contains(&says) && refused(5 << 30).contains(&says)));
+        // Beyond the offsets that 32 bits can say.
+        let end = Map::of_file(&file, (5 << 30) - 16, 16).unwrap();
+        assert_eq!(&end[..], [0; 16]);
     }
 }

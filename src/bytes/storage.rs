@@ -116,12 +116,10 @@ impl FileStorage {
 
     /// Takes the writer's lock, which the system drops with the process; [`Error::Busy`] if another process has it.
     pub fn try_lock(&self) -> Result<()> {
-        match self.file.try_lock() {
-            Ok(()) => Ok(()),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Error::Busy(format!("{} is being written by another process", self.path.display())))
-            }
-            Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &self.path, e)),
+        match lock(&self.file) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Busy(format!("{} is being written by another process", self.path.display()))),
+            Err(e) => Err(Error::io("lock", &self.path, e)),
         }
     }
 
@@ -133,6 +131,25 @@ impl FileStorage {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Whether the file is now this process's to write. The standard library has no file locks on Android; flock(2) is what it calls on Linux.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn lock(file: &File) -> io::Result<bool> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+        Err(std::fs::TryLockError::Error(e)) => Err(e),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Most CPUs that are looked at.
-const CPUS_MAX: usize = 4096;
+const CPUS_MAX: u64 = 4096;
 /// A core is big from this share of the largest capacity on: the second of three kinds has 60 % and more, little ones at most 40 %.
 const BIG_CAPACITY: f64 = 0.5;
 /// The same by clock, where the capacity is not told: clocks differ less than what is done in a cycle.
@@ -56,8 +56,8 @@ fn list(text: &str) -> Option<BTreeSet<usize>> {
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-        cpus.extend((first..=last).take_while(|cpu| *cpu < CPUS_MAX));
+        let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+        cpus.extend((first..=last).take_while(|cpu| *cpu < CPUS_MAX).map(|cpu| cpu as usize));
     }
     Some(cpus)
 }
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(list("0-2,5\n"), set(&[0, 1, 2, 5]));
         assert_eq!(list("7"), set(&[7]));
         assert_eq!((list(""), list("a-b"), list("0x3")), (None, None, None));
-        assert_eq!(list("0-18446744073709551615").map(|s| s.len()), Some(CPUS_MAX));
+        assert_eq!(list("0-18446744073709551615").map(|s| s.len()), Some(CPUS_MAX as usize));
     }
 
     #[test]
