@@ -3,6 +3,7 @@
 //! (`rotate_half`, windows and memory as in arXiv 2307.03170), tokens against the tokenizers crate.
 //!
 //! Needs python3 with numpy: `LOCI_PYTHON`, or the virtual environment in build/python, or python3.
+#![cfg(target_pointer_width = "64")]
 
 mod common;
 mod convert_common;

@@ -1,6 +1,7 @@
 //! The promise: the small operators agree with ggml's, at every level where they have levels.
 //!
 //! ggml here is that of May 2023; its silu and gelu go through tables of halves, so they agree to half precision.
+#![cfg(target_pointer_width = "64")]
 
 #[path = "common/ggml.rs"]
 mod ggml;

@@ -1,6 +1,7 @@
 //! The promise: operators agree with ggml's.
 //!
 //! ggml here is that of May 2023: before GGUF's blocks and the K formats, but its arithmetic is the field's.
+#![cfg(target_pointer_width = "64")]
 
 #[path = "common/ggml.rs"]
 mod ggml;

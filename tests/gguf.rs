@@ -1,5 +1,6 @@
 //! The GGUF reader and writer: what is written is read back, by this library and by candle; what candle writes is read; and a
 //! refusal says where the file is wrong.
+#![cfg(target_pointer_width = "64")]
 
 mod common;
 

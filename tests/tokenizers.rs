@@ -1,4 +1,5 @@
 //! Tokenizers agree with the `tokenizers` crate and with a plain evaluation of their definitions; decoding gives the text back.
+#![cfg(target_pointer_width = "64")]
 
 mod tokenizers_common;
 
