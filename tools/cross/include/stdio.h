@@ -1,0 +1,2 @@
+#pragma once
+/* jni.h includes it and uses nothing of it. */
