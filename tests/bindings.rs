@@ -5,7 +5,8 @@
 mod common;
 
 use common::native::{self, libraries, root, run};
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn python(script: &str) -> Command {
@@ -28,14 +29,12 @@ fn python_does_what_its_file_says() {
     assert!(!run(python("examples/python/hello.py").arg(model(&dir)).arg("Where is the key?")).trim().is_empty());
 }
 
-/// The JNI layer of the Android example, on this machine's JVM, which checks every use of JNI and says what it does not like.
-#[test]
-fn java_does_what_the_native_class_says() {
-    let dir = tempfile::tempdir().unwrap();
-    let (build, classes) = (dir.path().join("build"), dir.path().join("classes"));
+/// The JNI layer of the Android example, for this machine, in `dir`; and the directory of the example's sources.
+fn jni(dir: &tempfile::TempDir) -> (PathBuf, PathBuf) {
+    let build = dir.path().join("build");
     let android = root().join("examples/android/loci/src/main");
     let javac = run(Command::new("sh").args(["-c", "readlink -f \"$(command -v javac)\""]));
-    let home = std::path::Path::new(javac.trim()).ancestors().nth(2).expect("javac is installed (Debian: default-jdk-headless)");
+    let home = Path::new(javac.trim()).ancestors().nth(2).expect("javac is installed (Debian: default-jdk-headless)");
     run(Command::new("cmake")
         .env("JAVA_HOME", home)
         .arg("-S")
@@ -45,18 +44,43 @@ fn java_does_what_the_native_class_says() {
         .arg(format!("-DLOCI_INCLUDE={}", root().join("include").display()))
         .arg(format!("-DLOCI_LIBRARY={}", libraries().join("libloci.so").display())));
     run(Command::new("cmake").arg("--build").arg(&build));
+    // The library's own name, under which the JNI layer looks for it.
+    std::os::unix::fs::symlink(libraries().join("libloci.so"), dir.path().join("libloci.so.0")).unwrap();
+    (build, android)
+}
+
+/// Runs a class on a JVM that checks every use of JNI; it is given a model and `dir`, and says nothing if all is well.
+fn on_the_jvm(class: &str, class_path: &OsStr, jni: &Path, dir: &tempfile::TempDir) {
+    let mut java = Command::new("java");
+    java.args(["-Xcheck:jni", "-ea", "-cp"]).arg(class_path).arg(format!("-Djava.library.path={}", jni.display()));
+    java.env("LD_LIBRARY_PATH", dir.path()).arg(class).arg(model(dir)).arg(dir.path());
+    let out = native::output(&mut java);
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.is_empty(), "{}\n{said}", out.status);
+}
+
+#[test]
+fn java_does_what_the_native_class_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jni, android) = jni(&dir);
+    let classes = dir.path().join("classes");
     let mut javac = Command::new("javac");
     javac.args(["-Xlint:all", "-Werror", "--release", "17", "-d"]).arg(&classes);
     for class in ["Native", "Progress", "LociException"] {
         javac.arg(android.join("java/dev/loci").join(class).with_extension("java"));
     }
     run(javac.arg(root().join("tests/java/dev/loci/BindingTest.java")));
-    // The library's own name, under which the JNI layer looks for it.
-    std::os::unix::fs::symlink(libraries().join("libloci.so"), dir.path().join("libloci.so.0")).unwrap();
-    let mut java = Command::new("java");
-    java.args(["-Xcheck:jni", "-ea", "-cp"]).arg(&classes).arg(format!("-Djava.library.path={}", build.display()));
-    java.env("LD_LIBRARY_PATH", dir.path()).arg("dev.loci.BindingTest").arg(model(&dir)).arg(dir.path());
-    let out = native::output(&mut java);
-    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success() && said.is_empty(), "{}\n{said}", out.status);
+    on_the_jvm("dev.loci.BindingTest", classes.as_os_str(), &jni, &dir);
+}
+
+/// The Kotlin API over it: `Flow`, cancellation, close.
+#[test]
+#[ignore = "needs a Kotlin compiler, which `make kotlin` fetches"]
+fn kotlin_does_what_its_api_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jni, _) = jni(&dir);
+    let classes = dir.path().join("classes");
+    let libraries = run(Command::new(root().join("tools/android/kotlin.sh")).arg(&classes).arg(root().join("tests/kotlin")));
+    let class_path = format!("{}:{}", classes.display(), libraries.trim());
+    on_the_jvm("dev.loci.KotlinTestKt", class_path.as_ref(), &jni, &dir);
 }

@@ -84,6 +84,9 @@ class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoClos
     /** From any thread. */
     fun cancel() = Native.sessionCancel(handle)
 
+    /** Forgets what it has read; attached memories stay. */
+    fun reset() = Native.sessionReset(handle)
+
     /** For onTrimMemory, between two calls. */
     fun trim() = Native.sessionTrim(handle)
 
