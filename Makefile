@@ -25,7 +25,7 @@ EXAMPLE := build/example
 LEVELS = $(shell $(RELEASE)/loci simd 2> /dev/null)
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The loci command and the C library, optimised, in target/release
 	@tools/setup.sh cargo cc
@@ -103,6 +103,26 @@ aarch64: ## Build the tests for 64-bit ARM and run them on emulated CPUs (Cortex
 	@tools/get_model.sh all
 	@tools/aarch64/test.sh
 
+aarch64-examples: ## The C programs as a Raspberry Pi 3 and 5 (emulated): the same answers; a session that goes on after its process was killed
+	@tools/setup.sh cargo cc
+	@tools/aarch64/examples.sh
+
+armv7: ## Build for 32-bit ARM Linux, run a set of tests and the C programs on an emulated CPU; ends with the totals
+	@tools/setup.sh cargo cc
+	@tools/cross/armv7.sh
+
+android: ## Libraries and the .aar for Android, checked: with the NDK in ANDROID_NDK_HOME, or a proof without one (ABIS="arm64-v8a")
+	@tools/android/build.sh $(ABIS)
+	@classes=$$(mktemp -d) && trap 'rm -rf "$$classes"' EXIT && tools/android/kotlin.sh "$$classes" > /dev/null && \
+		tools/android/aar.py --version $(VERSION) --classes "$$classes" --libraries build/android --out build/android
+
+kotlin: ## The Kotlin API over JNI on this machine's JVM (fetches the Kotlin compiler from npm once)
+	@tools/setup.sh cargo cc javac cmake npm
+	cargo test --test bindings -- --ignored kotlin
+
+ios: ## Static libraries and the XCFramework for iOS, checked: with Xcode, or a proof without
+	@tools/apple/build.sh
+
 aarch64-isa: ## The kernel tests at every 64-bit ARM level, emulated; no instruction used below its level (disassembly)
 	@tools/setup.sh cargo cc
 	@tools/aarch64/test.sh levels
@@ -136,12 +156,13 @@ deb-arm64: ## The same packages for 64-bit ARM, cross-compiled
 	@. "$$(tools/aarch64/setup.sh | tail -n 1)" && cargo build --profile $(PROFILE) -p loci-ffi --target aarch64-unknown-linux-gnu && \
 		CROSS=aarch64-linux-gnu- tools/package/deb.sh "$$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/$(PROFILE)" $(VERSION) build arm64
 
-size: ## Bytes of the stripped shared library, with and without chat templates
+size: ## Bytes of the stripped shared library, with and without chat templates; and of those that make android has left
 	@tools/setup.sh cargo cc
 	@for features in "" --no-default-features; do \
 		cargo build --quiet --profile dist -p loci-ffi $$features --target-dir $(CARGO_TARGET_DIR)/size && \
 		printf '%9d bytes  libloci.so %s\n' "$$(stat -c %s $(CARGO_TARGET_DIR)/size/dist/libloci.so)" "$${features:-with chat templates}"; \
 	done
+	@for library in $(wildcard build/android/*/libloci.so); do printf '%9d bytes  %s\n' "$$(stat -c %s $$library)" "$$library"; done
 
 abi: ## Compare the ABI of include/loci.h with the one that was promised, and see that planted breaks are found
 	@tools/setup.sh cc abidiff python3
@@ -151,4 +172,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test crash run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

@@ -36,9 +36,7 @@ for cpu in "${cpus[@]}"; do
     on "$work/lookup" remember $model "$dir/log.txt" "$dir/log.lmem" > "$dir/remember"
     on "$work/lookup" ask $model "$dir/log.txt" "$dir/log.lmem" | tee "$dir/ask" | sed -n '/right,/p'
     grep -E ' (right|wrong)$' "$dir/ask" > "$dir/answers"
-    # A model without a template is refused in words; with one it answers.
-    on "$work/hello" $model 2> "$dir/hello" && exit 1
-    grep -q template "$dir/hello"
+    on "$work/hello" $model "Where is the key?" > "$dir/hello"
 
     mkfifo "$dir/pipe"
     QEMU_CPU=$cpu $EMULATOR "$work/snapshot" save $model "$dir/m.lmem" "$dir/session" < "$dir/pipe" > "$dir/saved" &
@@ -58,7 +56,6 @@ for cpu in "${cpus[@]}"; do
     echo "$cpu: saved, killed, continued by another process: the same next 64 tokens"
 done
 for cpu in "${cpus[@]:1}"; do
-    cmp "$work/${cpus[0]}/answers" "$work/$cpu/answers"
-    cmp "$work/${cpus[0]}/loaded" "$work/$cpu/loaded"
+    for said in answers hello loaded; do cmp "$work/${cpus[0]}/$said" "$work/$cpu/$said"; done
 done
 echo "${cpus[*]}: the same answers and tokens"

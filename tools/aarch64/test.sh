@@ -11,7 +11,8 @@
 #   - the rest, which knows nothing of levels or takes long, runs on the last CPU;
 #   - what computes with whole real models takes minutes each and is left out (SLOW). The tiny models of model_exact, session and
 #     fot_golden go the same ways through the code;
-#   - c_abi compiles C with this machine's compiler and runs it under valgrind: a test of the machine that builds, left out.
+#   - what compiles C with this machine's compiler and runs it is a test of the machine that builds, left out (NATIVE). The C programs of
+#     these that matter here are run by examples.sh.
 # Tests that compare levels compare all those of the CPU, the portable one included.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,6 +30,7 @@ SLOW="smollm2_is_close_to_exact gemma3_is_close_to_exact
     run_completes_and_says_why_it_ended chat_reads_turns_from_a_pipe recall_names_what_left_its_own_window
     logits_of_every_position_and_what_they_say_agree_with_run_and_perplexity
     long_runs_are_no_trouble"
+NATIVE="bindings c_abi faults install snapshot_processes"
 KERNELS="unit-tests kernels_agree quant_golden model_exact"
 
 level_of() {
@@ -78,7 +80,7 @@ run() {
     : > "$logs/$label"
     while read -r source program; do
         name=$(name_of "$source" "$program")
-        [ "$name" = c_abi ] && continue
+        [[ " $NATIVE " != *" $name "* ]] || continue
         wanted "$name" "$tests" || continue
         status=0
         # From the repository, as cargo does; CARGO_MANIFEST_DIR is compiled in.

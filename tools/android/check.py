@@ -3,7 +3,7 @@
 
     check.py [--readelf llvm-readelf] DIR...
 
-Every undefined name must be in bionic.txt with an API level of at most 21; the shared library and the archive show the functions of
+Every undefined name, but weak ones, must be in bionic.txt with an API level of at most 21; the shared library and the archive show the functions of
 include/loci.h and no others, the JNI layer those that Native.java declares; segments are aligned for pages of 16 KiB; nothing is
 written to code. A wrong library ends in status 1."""
 import argparse
@@ -49,7 +49,9 @@ def symbols(readelf, table, path):
             continue
         name = fields[7].split("@")[0]
         if fields[6] == "UND":
-            asked.add(name)
+            # What is asked for weakly may be missing: the standard library looks before it calls (getrandom, of API 28).
+            if fields[4] == "GLOBAL":
+                asked.add(name)
         elif fields[5] in ("DEFAULT", "PROTECTED"):
             shown.add(name)
     return shown, asked

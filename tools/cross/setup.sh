@@ -23,10 +23,10 @@ upper=$(echo "$under" | tr '[:lower:]' '[:upper:]')
 
 # clang, lld and LLVM's tools, of one release, the newest that is here; installed if there is none since 16. Sets $llvm to -NN.
 need_llvm() {
-    local complete='for n in $(compgen -c clang- | grep -xE "clang-(1[6-9]|[2-9][0-9])" | sort -Vu | cut -d- -f2); do
-        command -v ld.lld-$n > /dev/null && command -v llvm-nm-$n > /dev/null && echo $n; done | tail -n 1'
-    local newest
-    newest=$(bash -c "$complete")
+    local newest n
+    newest=$({ compgen -c clang- || true; } | sed -n 's/^clang-\(1[6-9]\|[2-9][0-9]\)$/\1/p' | sort -nu | while read -r n; do
+        if command -v "ld.lld-$n" > /dev/null && command -v "llvm-nm-$n" > /dev/null; then echo "$n"; fi
+    done | tail -n 1)
     if [ -z "$newest" ]; then
         $sudo apt-get update -qq > /dev/null || true
         newest=$(apt-cache search --names-only '^lld-[0-9]+$' | cut -d' ' -f1 | sort -t- -k2 -n | tail -n 1 | cut -d- -f2)
