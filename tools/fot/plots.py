@@ -87,7 +87,8 @@ def window(path, out):
     groups = {}
     for r in read(path):
         groups.setdefault(r["label"], []).append(r)
-    for key, title, up, y_range in (("pass", "Pass keys found in the window", "share", (0, 1)), ("perplexity", "Perplexity of a byte of prose", "", (1, 11))):
+    most = 20 * math.ceil(max(r["perplexity"] for group in groups.values() for r in group) / 20)
+    for key, title, up, y_range in (("pass", "Pass keys found in the window", "share", (0, 1)), ("perplexity", "Perplexity of a byte", "", (0, most))):
         lines = [(label, sorted((r["window"], r[key]) for r in group), False) for label, group in groups.items()]
         (out / f"fot-window-{key}.svg").write_text(chart(title, "tokens of the window", up, lines, x_log=True, y_range=y_range, x_ticks=[256, 512, 1024]))
 
