@@ -123,6 +123,26 @@ fn a_memory_in_ram_forgets_too_and_reader_handles_cannot() {
 }
 
 #[test]
+fn a_handle_leaves_out_what_it_is_told_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("library.lmem");
+    drop(library(&path, Codec::F16));
+    let (mut reader, other) = (Memory::open_read_only(&path, None).unwrap(), Memory::open_read_only(&path, None).unwrap());
+    let all = readable(&other);
+    // Whole blocks go, however little of them is meant.
+    reader.leave_out(&[9..10, 20..22]);
+    let left: Vec<bool> = (0..reader.blocks()).map(|b| reader.is_readable(b)).collect();
+    let meant = |b: usize| {
+        let span = reader.block(b).unwrap();
+        [9, 20, 21].iter().all(|t| !(span.first_token..span.first_token + span.len as u64).contains(t))
+    };
+    assert_eq!(left, (0..reader.blocks()).map(meant).collect::<Vec<_>>());
+    assert!(left.contains(&false) && left.contains(&true));
+    reader.leave_out(&[]);
+    assert_eq!((readable(&reader), readable(&other)), (all.clone(), all));
+}
+
+#[test]
 fn a_power_cut_while_forgetting_forgets_all_or_nothing() {
     let start = Disk::default();
     let mut m = Memory::create_on(start.storage(), geometry(Codec::F16), fingerprint()).unwrap();

@@ -38,6 +38,8 @@ pub struct Memory {
     pub(super) index: Vec<OnceLock<LayerIndex>>,
     /// Of a memory without a file; the others are in the store.
     pub(super) forgotten: TokenRanges,
+    /// What this handle alone leaves out.
+    pub(super) left_out: TokenRanges,
     /// Blocks that were found damaged when they were to be read, and are not read any more.
     pub(super) dropped: Mutex<BTreeSet<usize>>,
     /// The same, to be asked without a lock.
@@ -110,6 +112,7 @@ impl Memory {
             pending: Pending::default(),
             index,
             forgotten: TokenRanges::default(),
+            left_out: TokenRanges::default(),
             dropped: Mutex::default(),
             dropped_count: AtomicUsize::new(0),
             log: None,

@@ -8,6 +8,7 @@ use super::format::{Section, parse_spans};
 use super::geometry::Side;
 use super::index::LayerIndex;
 use super::page::Block;
+use super::records::TokenRanges;
 use super::segment::{Segment, not_truncated};
 use super::store::Store;
 use super::view::{BlockSpan, BlockView, SourceSpan};
@@ -125,14 +126,22 @@ impl Memory {
         }
     }
 
-    /// True if the block is to be read: none of its tokens is forgotten, and it was not found damaged.
+    /// What this handle leaves out from now on, in place of what it left out before: blocks with any of these tokens are not read, as if
+    /// they were forgotten. Nothing is written.
+    pub fn leave_out(&mut self, tokens: &[Range<u64>]) {
+        self.left_out = TokenRanges::default();
+        tokens.iter().for_each(|range| self.left_out.insert(range.clone()));
+    }
+
+    /// True if the block is to be read: none of its tokens is forgotten or left out, and it was not found damaged.
     pub fn is_readable(&self, block: usize) -> bool {
-        let forgotten = self.forgotten();
-        if !forgotten.is_empty()
-            && let Ok(span) = self.block(block)
-            && forgotten.meets(&(span.first_token..span.first_token + span.len as u64))
-        {
-            return false;
+        for ranges in [self.forgotten(), &self.left_out] {
+            if !ranges.is_empty()
+                && let Ok(span) = self.block(block)
+                && ranges.meets(&(span.first_token..span.first_token + span.len as u64))
+            {
+                return false;
+            }
         }
         self.dropped_count.load(Relaxed) == 0 || !self.dropped.lock().unwrap_or_else(|e| e.into_inner()).contains(&block)
     }

@@ -228,11 +228,13 @@ impl Recall {
         let model = self.model.open()?;
         let mut session = self.answer.session.start(model.clone(), options)?;
         let mut memories = Vec::new();
+        let started = std::time::Instant::now();
         for path in &self.memory {
             let memory = open_shared(path, &model)?;
             session.attach_memory(memory.clone())?;
             memories.push(memory);
         }
+        let open_seconds = started.elapsed().as_secs_f64();
         let mut tokens = if self.raw || model.chat_template().is_none() {
             model.tokenizer().encode(&self.question, true, false)
         } else {
@@ -268,6 +270,7 @@ impl Recall {
             let whole: Vec<Value> = whole.iter().map(Whole::json).collect();
             let object = json!({
                 "answer": answer.text, "finish": run::finish_name(answer.finish), "passages": read, "read_whole": whole,
+                "open_seconds": open_seconds, "pace": answer.pace().map(|[median, p99, most]| json!({"median": median, "p99": p99, "most": most})),
                 "stats": run::stats_json(&session.stats()),
             });
             output::print_line(&object.to_string())?;
@@ -289,6 +292,12 @@ impl Recall {
         }
         if self.stats {
             run::note_stats(&session.stats());
+            let pace = answer.pace().unwrap_or_default().map(|s| s * 1e3);
+            let [median, p99, most] = pace;
+            output::note(&format!(
+                "memory open after {:.2} ms; from token to token {median:.2} ms (median), {p99:.2} ms (99th percentile), {most:.2} ms (most)",
+                open_seconds * 1e3
+            ));
         }
         if answer.finish == Finish::Cancelled { Err(Failure::Cancelled) } else { Ok(()) }
     }

@@ -117,6 +117,18 @@ pub struct Answer {
     pub ids: Vec<u32>,
     pub log_probabilities: Vec<Value>,
     pub finish: Finish,
+    /// Seconds from each token to the next.
+    pub token_seconds: Vec<f64>,
+}
+
+impl Answer {
+    /// Median, 99th percentile and most of the seconds from one token to the next; none of an answer of less than two tokens.
+    pub fn pace(&self) -> Option<[f64; 3]> {
+        let mut sorted = self.token_seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let of = |part: f64| sorted.get(((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1)).copied();
+        Some([of(0.5)?, of(0.99)?, of(1.0)?])
+    }
 }
 
 /// Generates, handing out text as it becomes certain.
@@ -125,9 +137,14 @@ pub fn generate(
     options: GenerateOptions,
     each: &mut dyn FnMut(&str) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
-    let mut answer = Answer { text: String::new(), ids: Vec::new(), log_probabilities: Vec::new(), finish: Finish::Length };
-    let mut failed = None;
+    let mut answer =
+        Answer { text: String::new(), ids: Vec::new(), log_probabilities: Vec::new(), finish: Finish::Length, token_seconds: Vec::new() };
+    let (mut failed, mut last) = (None, None);
     answer.finish = session.generate(options, &mut |piece: &Piece| {
+        let now = std::time::Instant::now();
+        if piece.token.is_some() {
+            answer.token_seconds.extend(last.replace(now).map(|last| (now - last).as_secs_f64()));
+        }
         answer.text.push_str(&piece.text);
         answer.ids.extend(piece.token);
         if let (Some(id), Some(p)) = (piece.token, piece.log_probability) {

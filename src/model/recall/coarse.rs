@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::model::hparams::Hparams;
 use crate::quant::quantise;
 use crate::threads::Pass;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Blocks after which a part is closed.
@@ -59,7 +60,7 @@ impl Coarse {
     }
 
     /// Takes up the blocks that have been completed since; `slots` are the layers that search.
-    pub fn update(&mut self, h: &Hparams, slots: &[usize], memories: &[&Memory], bytes_read: &mut u64) -> Result<()> {
+    pub fn update(&mut self, pass: &Pass<'_>, h: &Hparams, slots: &[usize], memories: &[&Memory], bytes_read: &mut u64) -> Result<()> {
         if self.layers != slots.len() {
             self.memories.clear();
             self.layers = slots.len();
@@ -77,7 +78,7 @@ impl Coarse {
             let mut first: usize = parts.iter().map(|p| p.blocks).sum();
             while first < complete {
                 let blocks = (complete - first).min(PART_BLOCKS);
-                parts.push(Part::read(h, slots, memory, first, blocks, bytes_read)?);
+                parts.push(Part::read(pass, h, slots, memory, first..first + blocks, bytes_read)?);
                 first += blocks;
             }
         }
@@ -136,28 +137,35 @@ fn row_type(key_length: usize) -> TensorType {
 }
 
 impl Part {
-    fn read(h: &Hparams, slots: &[usize], memory: &Memory, first: usize, blocks: usize, bytes_read: &mut u64) -> Result<Part> {
+    fn read(pass: &Pass<'_>, h: &Hparams, slots: &[usize], memory: &Memory, blocks: Range<usize>, bytes_read: &mut u64) -> Result<Part> {
         let (d, heads) = (h.key_length, h.head_count_kv);
+        let mut layers: Vec<Result<Vec<Vec<u8>>>> = slots.iter().map(|_| Ok(Vec::new())).collect();
+        pass.for_each_chunk(&mut layers, 1, |i, layer| layer[0] = quantised(h, slots[i], memory, blocks.clone()));
         let mut means = Vec::with_capacity(slots.len() * heads);
-        for &slot in slots {
-            let mut rows = vec![Vec::new(); heads];
-            let mut failed = Ok(());
-            memory.scan_mean_keys(slot, first..first + blocks, &mut |of_blocks| {
-                *bytes_read += 4 * of_blocks.len() as u64;
-                for (i, mean) in of_blocks.chunks_exact_mut(d).enumerate() {
-                    // Unchecked bytes may be anything.
-                    mean.iter_mut().filter(|x| x.is_nan() || x.abs() > 1e4).for_each(|x| *x = 0.0);
-                    if let Err(e) = quantise(row_type(d), mean, &mut rows[i % heads]) {
-                        failed = Err(e);
-                    }
-                }
-            })?;
-            failed?;
-            for bytes in rows {
+        for layer in layers {
+            for bytes in layer? {
                 let len = bytes.len();
-                means.push(Matrix::new(row_type(d), blocks, d, MapSlice::new(Arc::new(Map::owned(bytes)), 0..len))?);
+                means.push(Matrix::new(row_type(d), blocks.len(), d, MapSlice::new(Arc::new(Map::owned(bytes)), 0..len))?);
             }
         }
-        Ok(Part { blocks, means })
+        *bytes_read += 4 * (slots.len() * heads * blocks.len() * d) as u64;
+        Ok(Part { blocks: blocks.len(), means })
     }
+}
+
+/// One layer's mean keys of some blocks, in rows of [`row_type`] for each head.
+fn quantised(h: &Hparams, slot: usize, memory: &Memory, blocks: Range<usize>) -> Result<Vec<Vec<u8>>> {
+    let (d, heads) = (h.key_length, h.head_count_kv);
+    let mut rows = vec![Vec::with_capacity(blocks.len() * Coarse::row_bytes(d)); heads];
+    let mut failed = Ok(());
+    memory.scan_mean_keys(slot, blocks, &mut |of_blocks| {
+        // Unchecked bytes may be anything.
+        of_blocks.iter_mut().filter(|x| x.is_nan() || x.abs() > 1e4).for_each(|x| *x = 0.0);
+        for (i, mean) in of_blocks.chunks_exact(d).enumerate() {
+            if let Err(e) = quantise(row_type(d), mean, &mut rows[i % heads]) {
+                failed = Err(e);
+            }
+        }
+    })?;
+    failed.map(|()| rows)
 }

@@ -391,7 +391,7 @@ impl Recall {
         let mut candidates: Vec<usize> = (0..total).collect();
         if total > CANDIDATES {
             let searching = self.affordable(h, total);
-            self.coarse.update(h, &self.options.searching[..searching], memories, &mut self.stats.bytes_read)?;
+            self.coarse.update(pass, h, &self.options.searching[..searching], memories, &mut self.stats.bytes_read)?;
             let queries: Vec<&[f32]> = self.queries[..searching].iter().map(Vec::as_slice).collect();
             let by_mean = (total / PROPOSED_BY_MEAN).clamp(*PROPOSED_BY_MEAN_RANGE.start(), *PROPOSED_BY_MEAN_RANGE.end());
             candidates = best(&self.coarse.votes(pass, h, &queries, memories)?, by_mean);

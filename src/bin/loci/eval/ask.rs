@@ -80,8 +80,9 @@ impl<'a> Asker<'a> {
     }
 }
 
-/// The place, among the passages that were read, of the one that holds token `last` of memory `memory`.
-pub fn found(session: &Session, memory: usize, last: u64) -> Option<usize> {
-    let holds = |p: &loci::session::Passage| p.memory == memory && (p.first_token..p.first_token + p.len).contains(&last);
+/// The place, among the passages that were read, of the one that holds what decides: the last token of the item, before the end of the
+/// line.
+pub fn found(session: &Session, item: &Item) -> Option<usize> {
+    let holds = |p: &loci::session::Passage| (p.first_token..p.first_token + p.len).contains(&item.end().saturating_sub(2));
     session.passages().iter().position(holds)
 }

@@ -2,7 +2,6 @@
 
 mod ask;
 mod corpus;
-mod overlay;
 mod perplexity;
 mod report;
 mod tasks;
@@ -11,11 +10,10 @@ use crate::args::{ModelArgs, SessionArgs};
 use crate::{Done, Failure, interrupt, output, prompt};
 use clap::{Args, ValueEnum};
 use corpus::{Corpus, Plan};
-use loci::memory::Memory;
+use loci::memory::{Codec, Memory};
 use loci::model::Model;
 use loci::sampler::SamplerOptions;
 use loci::session::{Session, SessionOptions, SharedMemory};
-use overlay::Overlay;
 use report::Report;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -45,15 +43,16 @@ impl Mode {
 
 /// Hide things in a long text, remember it, and ask for them at every length and depth
 ///
-/// One text serves all lengths: the shorter ones are its beginnings, and it is remembered once. What is hidden is read with the tokens
-/// before its place, and laid over the memory of the text for its question. Everything follows from --seed. Scores are shares of what
-/// was asked for that the answer holds, greedy decoding, with the beginning of the answer given.
+/// One text serves all lengths: the shorter ones are its beginnings, it holds what is hidden for each of them, and it is remembered
+/// once; what belongs to other questions is left out for each. With --memory it is kept, and what was interrupted goes on; while one process remembers, others can ask at the lengths that
+/// are there. Everything follows from --seed. Scores are shares of what was asked for that the answer holds, greedy decoding, with the
+/// beginning of the answer given.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
-    /// What is asked
-    #[arg(long, value_name = "TASKS", value_enum, value_delimiter = ',', default_value = "passkey,needle,kv,multikey,vt,cwe")]
+    /// What is hidden
+    #[arg(long, value_name = "TASKS", value_enum, value_delimiter = ',', default_value = "passkey,needle,kv")]
     tasks: Vec<Task>,
     /// Tokens of text, for example 4k,32k,1m
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = length, default_value = "4k,16k")]
@@ -64,7 +63,7 @@ pub struct Eval {
     /// Depths at which things are hidden, evenly spread
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     depths: u16,
-    /// Things of each task at each depth
+    /// Things of each task at each depth; fewer where they would be more than a quarter of the text
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     samples: u16,
     /// Where the random numbers start
@@ -82,6 +81,18 @@ pub struct Eval {
     /// Only these lengths are asked about, of those that the text is made for
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = length)]
     only: Vec<usize>,
+    /// Only these tasks are asked about, of those that are hidden
+    #[arg(long, value_name = "TASKS", value_enum, value_delimiter = ',')]
+    only_tasks: Vec<Task>,
+    /// Remember the text up to the longest length in question, and ask nothing
+    #[arg(long, requires = "memory")]
+    remember: bool,
+    /// Tokens of local context while the text is remembered; 0: as for the questions, 2048 at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    reading_ctx: usize,
+    /// Encoding of a new memory: f32, f16, bf16, k8v4 (keys in 8 bits, values in 4) or k4v4; else the model's own, or f16
+    #[arg(long, value_name = "CODEC", value_parser = crate::memory::codec)]
+    codec: Option<Codec>,
     /// One line for each question on stderr: what was asked, expected and answered
     #[arg(long)]
     verbose: bool,
@@ -125,12 +136,16 @@ impl Eval {
             seed: self.seed,
             haystack: text.as_deref(),
         };
-        let corpus = Corpus::build(model.tokenizer(), &plan);
+        let corpus = Corpus::build(model.tokenizer(), &plan)?;
         let asked: Vec<usize> = (0..self.lengths.len()).filter(|l| self.only.is_empty() || self.only.contains(&self.lengths[*l])).collect();
         let mut report = Report::new(&model, &plan);
         interrupt::install()?;
         let temporary = tempfile_path();
         let path = self.memory.clone().unwrap_or_else(|| temporary.0.clone());
+        if self.remember {
+            let longest = asked.last().map_or(0, |l| self.lengths[*l]);
+            return self.remembered(&model, &corpus, longest, &path, &mut report).map(|_| ());
+        }
         for l in asked {
             let memory = match self.modes.contains(&Mode::Memory) {
                 true => Some(self.remembered(&model, &corpus, self.lengths[l], &path, &mut report)?),
@@ -167,17 +182,30 @@ impl Eval {
         report: &mut Report,
     ) -> Result<SharedMemory, Failure> {
         let text = &corpus.tokens[..length];
+        if let Some(memory) = path.exists().then(|| open_at(model, path, length)).transpose()? {
+            let held = memory.read().map_err(|_| broken())?;
+            if held.tokens(0..held.len())? != text[..held.len() as usize] {
+                return Err(Failure::failed(format!("{} holds another text than this one", path.display())));
+            }
+            if held.len() == length as u64 {
+                drop(held);
+                return Ok(memory);
+            }
+        }
+        let mut geometry = model.memory_geometry();
+        geometry.codec = self.codec.unwrap_or(geometry.codec);
         let memory = match path.exists() {
             true => Memory::open(path, Some(model.fingerprint()))?,
-            false => Memory::create(path, model.memory_geometry(), model.fingerprint().clone())?,
+            false => Memory::create(path, geometry, model.fingerprint().clone())?,
         };
-        let held = memory.len().min(length as u64);
-        if memory.tokens(0..held)? != text[..held as usize] {
-            return Err(Failure::failed(format!("{} holds another text than this one", path.display())));
-        }
+        let held = memory.len();
         if (held as usize) < length {
             let started = std::time::Instant::now();
-            let mut session = self.new_session(model)?;
+            let reading = match self.reading_ctx {
+                0 => self.session.options(),
+                n => SessionOptions { context_length: n, ..self.session.options() },
+            };
+            let mut session = Session::new(model.clone(), reading)?;
             let _busy = interrupt::guard(session.cancel_handle());
             let memory: SharedMemory = Arc::new(RwLock::new(memory));
             let bar = output::token_bar("remembering", length);
@@ -186,7 +214,7 @@ impl Eval {
                 ControlFlow::Continue(())
             });
             bar.finish_and_clear();
-            memory.write().map_err(|_| Failure::failed("the memory is unusable after a failure"))?.commit()?;
+            memory.write().map_err(|_| broken())?.commit()?;
             done?;
             report.remembered(length - held as usize, started.elapsed().as_secs_f64());
         }
@@ -206,31 +234,36 @@ impl Eval {
         let _busy = interrupt::guard(session.cancel_handle());
         let asker = ask::Asker::new(model)?;
         let tokens = self.lengths[length];
-        for item in corpus.items.iter().filter(|i| i.length == length) {
-            let places = corpus.places(model.tokenizer(), item, tokens, self.depths.into());
-            let (mut text, mut hidden) = (Vec::new(), None);
-            match memory {
+        if let (Some(memory), Mode::Memory) = (memory, mode) {
+            session.attach_memory(memory.clone())?;
+        }
+        let wanted = |i: &tasks::Item| i.length == length && (self.only_tasks.is_empty() || self.only_tasks.contains(&i.task));
+        for (number, item) in corpus.items.iter().enumerate().filter(|(_, i)| wanted(i)) {
+            let others = corpus.others(number);
+            let text = match memory {
                 Some(memory) if mode == Mode::Memory => {
-                    session.detach_memories();
-                    let overlay = Overlay::new(&mut session, corpus, &places, tokens, self.seed)?;
-                    session.attach_memory(memory.clone())?;
-                    hidden = Some((session.attach_memory(overlay.memory)?, overlay.end.saturating_sub(1)));
+                    memory.write().map_err(|_| broken())?.leave_out(&others);
+                    Vec::new()
                 }
-                _ => text = corpus.with(&places, tokens),
-            }
+                _ => corpus.without(&others, tokens),
+            };
             let Some(answer) = asker.ask(&mut session, item, &text, mode)? else { break };
             let score = item.score(&answer.text);
-            let rank = hidden.and_then(|(memory, last)| ask::found(&session, memory, last));
+            let rank = if mode == Mode::Memory { ask::found(&session, item) } else { None };
             if self.verbose {
                 let (task, depth, expected) = (item.task.name(), item.depth, item.expected.join(" "));
                 let rank = rank.map_or(String::new(), |rank| format!(", read as {rank}"));
                 let what = format!("{task} {} {tokens} depth {depth}: {score:.2}{rank}", mode.name());
                 output::note(&format!("{what}: {:?} expected {expected:?}, answered {:?}", item.question, answer.text));
             }
-            report.answer(item, mode, score, &answer, rank.is_some(), &session);
+            report.answer(item, mode, score, &answer, rank, &session);
         }
         Ok(())
     }
+}
+
+fn broken() -> Failure {
+    Failure::failed("a memory is unusable after a failure")
 }
 
 /// The memory as it was after the last commit with at most `tokens` tokens.

@@ -42,6 +42,8 @@ pub struct Report {
     costs: BTreeMap<(usize, usize), Cost>,
     perplexities: BTreeMap<(usize, usize), (f64, f64, u64)>,
     remembered: (usize, f64),
+    /// One for each question.
+    questions: Vec<Value>,
 }
 
 const MODES: [Mode; 3] = [Mode::Memory, Mode::Full, Mode::Window];
@@ -58,6 +60,7 @@ impl Report {
             costs: BTreeMap::new(),
             perplexities: BTreeMap::new(),
             remembered: (0, 0.0),
+            questions: Vec::new(),
         }
     }
 
@@ -66,12 +69,17 @@ impl Report {
         self.remembered.1 += seconds;
     }
 
-    pub fn answer(&mut self, item: &Item, mode: Mode, score: f64, answer: &Answer, found: bool, session: &Session) {
+    pub fn answer(&mut self, item: &Item, mode: Mode, score: f64, answer: &Answer, rank: Option<usize>, session: &Session) {
+        let hidden: Vec<_> = item.hidden.iter().map(|r| [r.start, r.end]).collect();
+        self.questions.push(json!({
+            "mode": mode.name(), "task": item.task.name(), "length": self.lengths[item.length], "depth": item.depth, "hidden": hidden,
+            "question": item.question, "expected": item.expected, "answer": answer.text, "score": score, "passage": rank,
+        }));
         let task = self.tasks.iter().position(|t| *t == item.task).unwrap_or(0);
         let cell = self.cells.entry((mode as usize, task, item.length, item.depth)).or_default();
         cell.asked += 1;
         cell.score += score;
-        cell.found += usize::from(found);
+        cell.found += usize::from(rank.is_some());
         let (stats, cost) = (session.stats(), self.costs.entry((mode as usize, item.length)).or_default());
         cost.asked += 1;
         cost.first_token_seconds += answer.first_token_seconds;
@@ -193,7 +201,7 @@ impl Report {
             "model": self.model, "seed": self.seed, "lengths": self.lengths, "depths": self.depths,
             "remembered_tokens": self.remembered.0, "remember_seconds": self.remembered.1,
             "cells": cells.collect::<Vec<_>>(), "totals": totals, "perplexity": perplexities.collect::<Vec<_>>(),
-            "costs": costs.collect::<Vec<_>>(),
+            "costs": costs.collect::<Vec<_>>(), "questions": self.questions,
         })
     }
 

@@ -1,10 +1,12 @@
 //! The tasks: what is hidden, how it is asked for, what counts as found.
 //!
 //! After passkey retrieval (arXiv 2305.16300), needles in a haystack, and RULER's multi-key, variable tracking and common words
-//! (arXiv 2404.06654); key-value pairs after "Lost in the Middle" (arXiv 2307.03172). One item is in the text at a time.
+//! (arXiv 2404.06654); key-value pairs after "Lost in the Middle" (arXiv 2307.03172). Each question
+//! sees one of them.
 
 use super::corpus::Rng;
 use clap::ValueEnum;
+use std::ops::Range;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,6 +31,8 @@ pub struct Item {
     /// Index into the lengths, and into the depths.
     pub length: usize,
     pub depth: usize,
+    /// The tokens of its parts in the text.
+    pub hidden: Vec<Range<u64>>,
     /// What stands in the text; several parts stand apart.
     pub parts: Vec<String>,
     /// What the user asks, and how the answer begins.
@@ -192,7 +196,7 @@ impl Task {
         }
     }
 
-    /// Item number `n`: names follow from the number, so that no two are alike; the rest is drawn.
+    /// Item number `n` of its task: names follow from the number, so that no two are alike; the rest is drawn.
     pub fn item(self, rng: &mut Rng, n: usize, length: usize, depth: usize) -> Item {
         // Steps without a common factor with the lists' lengths: names of neighbours differ in both words.
         let named = |n: usize| format!("{} {}", COLOURS[n * 7 % COLOURS.len()], THINGS[(n * 11 + n / 120) % THINGS.len()]);
@@ -200,15 +204,12 @@ impl Task {
         let hex = |rng: &mut Rng| format!("{:08x}", rng.next() as u32);
         let (parts, question, begin, expected) = match self {
             Task::Passkey => {
-                let key = number(rng);
-                let part = format!(
-                    "There is important information hidden here. The five digits of the pass key are {key}. Remember them: {key} is the pass key."
-                );
-                let question = "What are the five digits of the pass key?".into();
-                (vec![part], question, "The five digits of the pass key are".into(), vec![key])
+                let (key, of) = (number(rng), format!("pass key of the {}", named(n)));
+                let part = format!("There is important information hidden here. The {of} is {key}. Remember it: {key} is the {of}.");
+                (vec![part], format!("What is the {of}?"), format!("The {of} is"), vec![key])
             }
             Task::Needle => {
-                let (who, what) = (NAMES[n * 5 % NAMES.len()], OBJECTS[(n * 7 + n / 120) % OBJECTS.len()]);
+                let (who, what) = (NAMES[n * 5 % NAMES.len()], OBJECTS[(n * 7 + n / NAMES.len()) % OBJECTS.len()]);
                 let place = rng.pick(PLACES).to_string();
                 let part = format!("{who} keeps the {what} in the {place}.");
                 (vec![part], format!("Where does {who} keep the {what}?"), format!("{who} keeps the {what} in the"), vec![place])
@@ -261,11 +262,16 @@ impl Task {
                 (parts, question, begin, common.iter().map(|w| w.to_string()).collect())
             }
         };
-        Item { task: self, length, depth, parts, question, begin, expected }
+        Item { task: self, length, depth, hidden: Vec::new(), parts, question, begin, expected }
     }
 }
 
 impl Item {
+    /// Where its last part ends in the text.
+    pub fn end(&self) -> u64 {
+        self.hidden.last().map_or(0, |r| r.end)
+    }
+
     /// Share of what was expected that the answer holds.
     pub fn score(&self, answer: &str) -> f64 {
         let answer = answer.to_lowercase();
