@@ -113,15 +113,19 @@ impl Reserve {
     }
 }
 
+// Never inlined: there are thousands of places that allocate, and in each of them it would be larger than the call.
+//
 // SAFETY: what `System` hands out goes back to `System`, told apart by its address; the reserve hands out disjoint ranges of at least the
 // size and alignment that were asked for, and nothing unwinds.
 unsafe impl GlobalAlloc for Reserve {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout, as it came.
         let at = unsafe { System.alloc(layout) };
         if at.is_null() { self.take(layout) } else { at }
     }
 
+    #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout, as it came.
         let at = unsafe { System.alloc_zeroed(layout) };
@@ -136,6 +140,7 @@ unsafe impl GlobalAlloc for Reserve {
         at
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         match self.granule_of(at) {
             Some(first) => self.taken.give_back(first, granules(layout)),
@@ -144,6 +149,7 @@ unsafe impl GlobalAlloc for Reserve {
         }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         if self.granule_of(at).is_none() {
             // SAFETY: of the system, with this layout; the new size is the caller's care.
