@@ -16,7 +16,7 @@ mod codes;
 mod part;
 mod products;
 
-use self::part::{Buffers, FoldPart, QueryTile, Thresholds};
+use self::part::{Buffers, FoldPart, QueryTile, find_thresholds};
 use super::codec::Codec;
 use super::tiles::TileLayout;
 use super::vector::exp;
@@ -323,6 +323,7 @@ impl<'a> Call<'a> {
     fn tile(&self, tokens: usize, i: usize, head: usize) -> QueryTile<'a> {
         let first = i * tokens;
         QueryTile {
+            level: self.level,
             shape: self.shape,
             first,
             tokens: tokens.min(self.shape.tokens - first),
@@ -334,7 +335,7 @@ impl<'a> Call<'a> {
 
     /// With top-k: per row of the tile, the score of the k-th best key in memory, into `thresholds`.
     fn find_thresholds(&self, tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
-        dispatch(self.level, Thresholds { tile, buffers, thresholds });
+        find_thresholds(tile, buffers, thresholds);
     }
 
     /// Tiles of tokens over the threads, each through all heads and parts.

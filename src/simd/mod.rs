@@ -128,6 +128,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const SIGNED_BIAS: i32;
     /// How many panels of four activation rows a mat-mat tile should take.
     const TILE_PANELS: usize;
+    /// Rows of queries that attention takes at once, 1 to 4. There is code for each number up to it.
+    const QUERY_ROWS: usize = 4;
     /// Whether the words for pairs of columns are faster than two products.
     const PAIRS: bool = false;
 

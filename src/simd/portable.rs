@@ -77,6 +77,8 @@ impl Simd for Portable {
     type V = Bytes;
     type F = [f32; 4];
     const LANES: usize = 4;
+    /// Where every CPU in use has a higher level, that code is not worth its size.
+    const QUERY_ROWS: usize = if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) { 1 } else { 4 };
     const SIGNED_BIAS: i32 = 0;
     const TILE_PANELS: usize = 1;
 

@@ -14,7 +14,7 @@ use crate::kernels::codec::F16;
 use crate::kernels::hadamard::hadamard;
 use crate::kernels::tiles::{BLOCK as CODE_BLOCK, KvType, TILE_TOKENS, TileLayout};
 use crate::kernels::vector::{LANES, exp_vector, sum_vectors};
-use crate::simd::{Scratch, Simd, Task};
+use crate::simd::{Level, Scratch, Simd, Task, dispatch};
 use std::ops::Range;
 
 /// Keys (or values) decoded at once.
@@ -28,6 +28,7 @@ const SCORES: usize = PART + TILE_TOKENS;
 
 /// Some tokens of the batch with the query heads that share one KV head.
 pub(super) struct QueryTile<'a> {
+    pub level: Level,
     pub shape: &'a Shape,
     /// The first token.
     pub first: usize,
@@ -210,7 +211,7 @@ impl Task for FoldPart<'_, '_> {
             buffers.scores.resize(need, 0.0);
         }
         for piece in tile.pieces(part) {
-            score_piece(s, tile, part, &piece, buffers);
+            dispatch(tile.level, ScorePiece { tile, part, piece: &piece, buffers });
             if piece.segment.query == QueryKind::Memory {
                 for (scores, least) in buffers.scores.chunks_exact_mut(SCORES).zip(thresholds) {
                     for score in &mut scores[piece.at..piece.at + piece.n] {
@@ -233,39 +234,26 @@ impl Task for FoldPart<'_, '_> {
 }
 
 /// With top-k: per row, the k-th best score over all memory segments.
-pub(super) struct Thresholds<'a> {
-    pub tile: &'a QueryTile<'a>,
-    pub buffers: &'a mut Buffers,
-    pub thresholds: &'a mut [f32],
-}
-
-impl Task for Thresholds<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Thresholds { tile, buffers, thresholds } = self;
-        let total: usize = tile.in_memory().map(|s| s.len).sum();
-        buffers.memory_scores.resize(tile.rows() * total, 0.0);
-        buffers.scores.resize(buffers.scores.len().max(tile.rows() * SCORES), 0.0);
-        let mut filled = 0;
-        for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
-            for skip in (0..segment.len).step_by(PART) {
-                let n = PART.min(segment.len - skip);
-                let part = Part { segment: i, skip, keys: n, open: true, rotated: false };
-                let piece = Piece { segment, skip, at: 0, n };
-                if !score_quantised(s, tile, &part, &piece, buffers) {
-                    score_decoded(s, tile, &part, &piece, buffers);
-                }
-                for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
-                    all[filled..filled + n].copy_from_slice(&scores[..n]);
-                }
-                filled += n;
+pub(super) fn find_thresholds(tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
+    let total: usize = tile.in_memory().map(|s| s.len).sum();
+    buffers.memory_scores.resize(tile.rows() * total, 0.0);
+    buffers.scores.resize(buffers.scores.len().max(tile.rows() * SCORES), 0.0);
+    let mut filled = 0;
+    for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
+        for skip in (0..segment.len).step_by(PART) {
+            let n = PART.min(segment.len - skip);
+            let part = Part { segment: i, skip, keys: n, open: true, rotated: false };
+            let piece = Piece { segment, skip, at: 0, n };
+            dispatch(tile.level, ScorePiece { tile, part: &part, piece: &piece, buffers });
+            for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
+                all[filled..filled + n].copy_from_slice(&scores[..n]);
             }
+            filled += n;
         }
-        for (scores, threshold) in buffers.memory_scores.chunks_exact_mut(total).zip(thresholds) {
-            let (_, kth, _) = scores.select_nth_unstable_by(tile.shape.memory_top_k - 1, |a, b| b.total_cmp(a));
-            *threshold = *kth;
-        }
+    }
+    for (scores, threshold) in buffers.memory_scores.chunks_exact_mut(total).zip(thresholds) {
+        let (_, kth, _) = scores.select_nth_unstable_by(tile.shape.memory_top_k - 1, |a, b| b.total_cmp(a));
+        *threshold = *kth;
     }
 }
 
@@ -277,18 +265,30 @@ fn to_read_in_place<'a>(tile: &QueryTile<'_>, piece: &Piece<'a>) -> Option<&'a E
     (tile.rows() <= IN_PLACE_ROWS && matches!(entries, Entries::Tiles { layout, .. } if is_half(layout))).then_some(entries)
 }
 
-/// The piece's scores for every row, in `buffers.scores` from `piece.at` on.
-#[inline(always)]
-fn score_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers) {
-    if score_quantised(s, tile, part, piece, buffers) {
-        return;
+/// The piece's scores for every row, in `buffers.scores` from `piece.at` on. A task of its own, so that its code, which is long, is there
+/// once for each level.
+struct ScorePiece<'a> {
+    tile: &'a QueryTile<'a>,
+    part: &'a Part,
+    piece: &'a Piece<'a>,
+    buffers: &'a mut Buffers,
+}
+
+impl Task for ScorePiece<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ScorePiece { tile, part, piece, buffers } = self;
+        if score_quantised(s, tile, part, piece, buffers) {
+            return;
+        }
+        if let Some(Entries::Tiles { layout, keys, key_stride, .. }) = to_read_in_place(tile, piece) {
+            let keys = keys_in_place::<F16>(layout, keys, *key_stride, piece.skip / TILE_TOKENS);
+            score_rows(s, tile, part, piece.segment.query, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
+            return;
+        }
+        score_decoded(s, tile, part, piece, buffers);
     }
-    if let Some(Entries::Tiles { layout, keys, key_stride, .. }) = to_read_in_place(tile, piece) {
-        let keys = keys_in_place::<F16>(layout, keys, *key_stride, piece.skip / TILE_TOKENS);
-        score_rows(s, tile, part, piece.segment.query, piece.at..piece.at + piece.n, keys, &mut buffers.scores);
-        return;
-    }
-    score_decoded(s, tile, part, piece, buffers);
 }
 
 /// The same if its keys are quantised; else false.
@@ -338,8 +338,8 @@ fn score_rows<S: Simd, T: Cells>(
     keys: View<'_, T>,
     scores: &mut [f32],
 ) {
-    for first in (0..tile.rows()).step_by(BLOCK) {
-        let rows = BLOCK.min(tile.rows() - first);
+    for first in (0..tile.rows()).step_by(S::QUERY_ROWS) {
+        let rows = S::QUERY_ROWS.min(tile.rows() - first);
         let seen = seen_of(tile, part, first..first + rows);
         let (start, end) = (seen.start.max(at.start), seen.end.min(at.end));
         if start < end {
@@ -372,8 +372,8 @@ fn score_codes<S: Simd, K: Codes>(
     let blocks = tile.shape.key_length / CODE_BLOCK;
     let at = piece.at..piece.at + piece.n;
     let coded = &buffers.coded[coding(layout.keys, piece.segment.query)];
-    for first in (0..tile.rows()).step_by(BLOCK) {
-        let rows = BLOCK.min(tile.rows() - first);
+    for first in (0..tile.rows()).step_by(S::QUERY_ROWS) {
+        let rows = S::QUERY_ROWS.min(tile.rows() - first);
         let seen = seen_of(tile, part, first..first + rows);
         let (start, end) = (seen.start.max(at.start), seen.end.min(at.end));
         if start < end {
@@ -461,8 +461,8 @@ fn add_rows<S: Simd, T: Cells>(
     partial: &mut Partial<'_>,
 ) {
     let width = tile.shape.value_length.next_multiple_of(LANES);
-    for first in (0..tile.rows()).step_by(BLOCK) {
-        let rows = BLOCK.min(tile.rows() - first);
+    for first in (0..tile.rows()).step_by(S::QUERY_ROWS) {
+        let rows = S::QUERY_ROWS.min(tile.rows() - first);
         let acc = &mut partial.acc[first * width..][..rows * width];
         let weights = &weights[first * SCORES..];
         // Tokens that every row sees; before and after them each row's own. Those that a row does not see must not even be
