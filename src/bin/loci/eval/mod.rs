@@ -169,7 +169,7 @@ impl Eval {
 
     fn new_session(&self, model: &Arc<Model>) -> Result<Session, Failure> {
         let sampler = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
-        Ok(Session::new(model.clone(), SessionOptions { sampler, ..self.session.options() })?)
+        self.session.start(model.clone(), SessionOptions { sampler, ..self.session.options() })
     }
 
     /// The memory of the text's first `length` tokens: reads into the file what it does not hold yet.
@@ -205,7 +205,7 @@ impl Eval {
                 0 => self.session.options(),
                 n => SessionOptions { context_length: n, ..self.session.options() },
             };
-            let mut session = Session::new(model.clone(), reading)?;
+            let mut session = self.session.start(model.clone(), reading)?;
             let _busy = interrupt::guard(session.cancel_handle());
             let memory: SharedMemory = Arc::new(RwLock::new(memory));
             let bar = output::token_bar("remembering", length);
