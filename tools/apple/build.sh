@@ -40,9 +40,11 @@ for target in "$@"; do
             nm=(xcrun nm) readobj=
         else
             nm=("llvm-nm$LLVM_SUFFIX") readobj=llvm-readobj$LLVM_SUFFIX
-            "${nm[@]}" --defined-only --extern-only --no-sort --format=just-symbols --quiet "$built" 2> /dev/null | grep '^_' | LC_ALL=C sort -u |
+            # Bitcode that the standard library's objects carry is of no use, and nm would read its names instead of the object's.
+            "llvm-objcopy$LLVM_SUFFIX" --strip-debug --remove-section=__LLVM,__bitcode --remove-section=__LLVM,__cmdline "$built" "$library"
+            "${nm[@]}" --defined-only --extern-only --no-sort --format=just-symbols --quiet "$library" 2> /dev/null | grep '^_' | LC_ALL=C sort -u |
                 LC_ALL=C comm -23 - $out/names | sed 's/\(.*\)/\1 _loci_private\1/' > "$out/$target/renamed"
-            "llvm-objcopy$LLVM_SUFFIX" --strip-debug --redefine-syms="$out/$target/renamed" "$built" "$library"
+            "llvm-objcopy$LLVM_SUFFIX" --redefine-syms="$out/$target/renamed" "$library"
             # Everything that the header's functions reach, linked: a name that libSystem does not have is an error here.
             "ld64.lld$LLVM_SUFFIX" -dylib -arch arm64 -platform_version $platform $least 17.0 -dead_strip -exported_symbols_list $out/names \
                 $(sed 's/^/-u /' $out/names) -install_name @rpath/libloci.dylib -syslibroot "$SDKROOT" -lSystem "$library" \
