@@ -6,9 +6,10 @@
 use super::BlockAddress;
 use crate::error::{Result, try_reserve, try_zeroed};
 use crate::kernels::codec::Codec;
-use crate::kernels::rotary::{Rotary, Turn};
+use crate::kernels::rotary::Rotary;
 use crate::memory::Memory;
 use crate::model::hparams::Hparams;
+use std::ops::Range;
 
 /// Encoding of the copies.
 pub const CODEC: Codec = Codec::F16;
@@ -107,34 +108,34 @@ impl Blocks {
         slot: usize,
         sinks: &Sinks,
         chosen: &[BlockAddress],
-        place: (&Rotary, i64),
+        place: (&Rotary, i64, &mut Turning),
         out: &mut Placed,
     ) -> Result<()> {
-        let ((key_row, value_row), (rotary, base)) = (row_bytes(h), place);
+        let ((key_row, value_row), (rotary, base, room)) = (row_bytes(h), place);
         let found = || chosen.iter().filter_map(|at| self.held.iter().find(|b| b.at == *at));
         out.keys.clear();
         out.values.clear();
-        out.unrotated.clear();
+        room.keys.clear();
         let tokens = sinks.tokens + found().map(|b| b.tokens).sum::<usize>();
         try_reserve(&mut out.keys, PLACED, tokens * key_row)?;
         try_reserve(&mut out.values, PLACED, tokens * value_row)?;
-        try_reserve(&mut out.unrotated, PLACED, tokens * h.head_count_kv * h.key_length)?;
+        try_reserve(&mut room.keys, PLACED, tokens * h.head_count_kv * h.key_length)?;
         if sinks.tokens > 0 {
-            out.unrotated.extend_from_slice(&sinks.keys[slot]);
+            room.keys.extend_from_slice(&sinks.keys[slot]);
             CODEC.append(&sinks.values[slot], &mut out.values);
         }
         out.tokens = sinks.tokens;
         for block in found() {
             let layer = &block.rows[slot * block.tokens * (key_row + value_row)..][..block.tokens * (key_row + value_row)];
             let (keys, values) = layer.split_at(block.tokens * key_row);
-            let start = out.unrotated.len();
-            out.unrotated.resize(start + block.tokens * h.head_count_kv * h.key_length, 0.0);
-            CODEC.decode(keys, &mut out.unrotated[start..]);
+            let start = room.keys.len();
+            room.keys.resize(start + block.tokens * h.head_count_kv * h.key_length, 0.0);
+            CODEC.decode(keys, &mut room.keys[start..]);
             out.values.extend_from_slice(values);
             out.tokens += block.tokens;
         }
-        rotary.turn(Turn::Forward, base - out.tokens as i64, &mut out.unrotated, h.head_count_kv, h.key_length);
-        CODEC.append(&out.unrotated, &mut out.keys);
+        room.turn(rotary, base - out.tokens as i64, h.head_count_kv, h.key_length)?;
+        CODEC.append(&room.keys, &mut out.keys);
         Ok(())
     }
 }
@@ -147,6 +148,38 @@ pub struct Sinks {
     pub values: Vec<Vec<f32>>,
 }
 
+/// Room to rotate keys in, with the angles of the positions that were wanted last: all layers want the same.
+#[derive(Default)]
+pub struct Turning {
+    /// `(tokens, heads_kv, key_length)`
+    keys: Vec<f32>,
+    angles: Vec<[f32; 2]>,
+    positions: Range<i64>,
+}
+
+impl Turning {
+    pub fn bytes(&self) -> usize {
+        4 * self.keys.capacity() + 8 * self.angles.capacity()
+    }
+
+    /// Rotates the keys of consecutive tokens, the first one at position `first`.
+    fn turn(&mut self, rotary: &Rotary, first: i64, heads: usize, length: usize) -> Result<()> {
+        let positions = first..first + (self.keys.len() / (heads * length)) as i64;
+        if self.positions != positions {
+            self.angles.clear();
+            self.positions = 0..0;
+            try_reserve(&mut self.angles, PLACED, positions.clone().count() * rotary.pairs())?;
+            positions.clone().for_each(|position| rotary.angles(position, &mut self.angles));
+            self.positions = positions;
+        }
+        let of_tokens = self.angles.chunks_exact(rotary.pairs().max(1));
+        for (token, angles) in self.keys.chunks_exact_mut(heads * length).zip(of_tokens) {
+            rotary.rotate_heads(token, length, angles);
+        }
+        Ok(())
+    }
+}
+
 const PLACED: &str = "blocks of a memory";
 
 /// What attention reads in one layer: `(tokens, heads_kv, length)`.
@@ -155,12 +188,10 @@ pub struct Placed {
     pub keys: Vec<u8>,
     pub values: Vec<u8>,
     pub tokens: usize,
-    /// Room to rotate in.
-    unrotated: Vec<f32>,
 }
 
 impl Placed {
     pub fn bytes(&self) -> usize {
-        self.keys.capacity() + self.values.capacity() + 4 * self.unrotated.capacity()
+        self.keys.capacity() + self.values.capacity()
     }
 }

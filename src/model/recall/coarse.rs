@@ -8,7 +8,7 @@
 
 use super::vote::square_shares;
 use crate::bytes::{Map, MapSlice};
-use crate::error::{Result, try_grow, try_zeroed};
+use crate::error::{Result, try_grow, try_with_capacity, try_zeroed};
 use crate::gguf::TensorType;
 use crate::kernels::matmul::{Activations, Matrix, matmul};
 use crate::memory::Memory;
@@ -156,7 +156,8 @@ impl Part {
 /// One layer's mean keys of some blocks, in rows of [`row_type`] for each head.
 fn quantised(h: &Hparams, slot: usize, memory: &Memory, blocks: Range<usize>) -> Result<Vec<Vec<u8>>> {
     let (d, heads) = (h.key_length, h.head_count_kv);
-    let mut rows = vec![Vec::with_capacity(blocks.len() * Coarse::row_bytes(d)); heads];
+    let of_head = |_| try_with_capacity("mean keys", blocks.len() * Coarse::row_bytes(d));
+    let mut rows = (0..heads).map(of_head).collect::<Result<Vec<Vec<u8>>>>()?;
     let mut failed = Ok(());
     memory.scan_mean_keys(slot, blocks, &mut |of_blocks| {
         // Unchecked bytes may be anything.

@@ -18,7 +18,7 @@ mod coarse;
 mod vote;
 mod words;
 
-use self::blocks::{Blocks, CODEC, Placed, Sinks};
+use self::blocks::{Blocks, CODEC, Placed, Sinks, Turning};
 use self::coarse::Coarse;
 use self::vote::{Read, best, best_key_votes};
 use super::hparams::Hparams;
@@ -73,6 +73,7 @@ pub struct RecallOptions {
 pub struct Recall {
     options: RecallOptions,
     layers: Vec<Layer>,
+    turning: Turning,
     /// For each searching layer the unrotated queries of the last tokens, `(tokens, heads, key_length)`.
     queries: Vec<Vec<f32>>,
     coarse: Coarse,
@@ -138,6 +139,7 @@ impl Recall {
             options,
             sinks_max: SINK_TOKENS_MAX.min(context / 8),
             layers: (0..slots).map(|_| Layer::default()).collect(),
+            turning: Turning::default(),
             coarse: Coarse::default(),
             blocks: Blocks::default(),
             sinks: Sinks::default(),
@@ -235,7 +237,7 @@ impl Recall {
     }
 
     fn copies(&self) -> usize {
-        self.layers.iter().map(|l| l.copy.bytes()).sum()
+        self.layers.iter().map(|l| l.copy.bytes()).sum::<usize>() + self.turning.bytes()
     }
 
     /// The last layer slot that searches: a pass that is made for its queries need not go further.
@@ -360,7 +362,7 @@ impl Recall {
         let layer = &mut self.layers[slot];
         if layer.placed != (self.choice, base) {
             let chosen: Vec<BlockAddress> = self.chosen.iter().map(|c| c.0).collect();
-            self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base), &mut layer.copy)?;
+            self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base, &mut self.turning), &mut layer.copy)?;
             layer.placed = (self.choice, base);
         }
         Ok(())
