@@ -38,7 +38,7 @@ impl Memory {
     /// handle: the log has one at a time, and documents that mix are durable with their commits only.
     ///
     /// # Errors
-    /// [`Error::Io`], for a full disk too.
+    /// [`Error::Io`](crate::error::Error::Io), for a full disk too.
     pub fn begin(&mut self, label: Option<&str>, tokens: &[u32]) -> Result<bool> {
         if self.log.as_ref().is_none_or(|log| log.active) {
             return Ok(false);

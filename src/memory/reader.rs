@@ -147,7 +147,7 @@ impl Memory {
     }
 
     /// What was being read of `block`, or `None` if it turned out damaged: then it is not read any more, which the log and
-    /// [`Stats::dropped_blocks`] say. Other errors stay errors.
+    /// [`Stats::dropped_blocks`](super::Stats::dropped_blocks) say. Other errors stay errors.
     pub fn or_drop<T>(&self, block: usize, read: Result<T>) -> Result<Option<T>> {
         match read {
             Ok(read) => Ok(Some(read)),
