@@ -24,7 +24,8 @@ const LARGEST: usize = 128 << 10;
 const SHORT_ABOVE: usize = GRANULES / 8;
 
 #[global_allocator]
-static ALLOCATOR: Reserve = Reserve { bytes: Bytes(UnsafeCell::new([0; GRANULE * GRANULES])), taken: Taken::new() };
+static ALLOCATOR: Reserve =
+    Reserve { bytes: Bytes(UnsafeCell::new([0; GRANULE * GRANULES])), taken: Taken::new(Some(engine::error::set_memory_is_short)) };
 
 #[repr(align(4096))]
 struct Bytes(UnsafeCell<[u8; GRANULE * GRANULES]>);
@@ -40,13 +41,15 @@ unsafe impl Sync for Reserve {}
 /// Which granules are taken.
 struct Taken {
     locked: AtomicBool,
+    /// Told, under the lock, whether memory is short.
+    tell: Option<fn(bool)>,
     /// Read and written under the lock.
     bits: [AtomicU64; GRANULES / 64],
 }
 
 impl Taken {
-    const fn new() -> Taken {
-        Taken { locked: AtomicBool::new(false), bits: [const { AtomicU64::new(0) }; GRANULES / 64] }
+    const fn new(tell: Option<fn(bool)>) -> Taken {
+        Taken { locked: AtomicBool::new(false), tell, bits: [const { AtomicU64::new(0) }; GRANULES / 64] }
     }
 
     fn with_lock<T>(&self, body: impl FnOnce() -> T) -> T {
@@ -54,11 +57,15 @@ impl Taken {
             spin_loop();
         }
         let result = body();
-        engine::error::set_memory_is_short(
-            self.bits.iter().map(|b| b.load(Ordering::Relaxed).count_ones() as usize).sum::<usize>() > SHORT_ABOVE,
-        );
+        if let Some(tell) = self.tell {
+            tell(self.count() > SHORT_ABOVE);
+        }
         self.locked.store(false, Ordering::Release);
         result
+    }
+
+    fn count(&self) -> usize {
+        self.bits.iter().map(|b| b.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
     fn is_taken(&self, granule: usize) -> bool {
@@ -177,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_reserve_hands_out_each_granule_once() {
-        let taken = Taken::new();
+        let taken = Taken::new(None);
         let mut held = Vec::new();
         for i in 0.. {
             let (count, align) = (1 + i % 7, 1 << (i % 4));
@@ -191,6 +198,6 @@ mod tests {
         assert_eq!(taken.take(GRANULES, 1), Some(0), "all of it comes back");
         assert_eq!(taken.take(1, 1), None);
         taken.give_back(0, GRANULES);
-        assert!(!engine::error::memory_is_short());
+        assert_eq!(taken.count(), 0);
     }
 }
