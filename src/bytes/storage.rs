@@ -134,6 +134,22 @@ impl FileStorage {
     }
 }
 
+/// Gives the lock back, for a copy of the descriptor too: a process that is being started elsewhere in the program has one for a moment.
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn unlock(file: &File) {
+    let _ = rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock);
+}
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn unlock(file: &File) {
+    let _ = file.unlock();
+}
+
 /// Whether the file is now this process's to write. The standard library has no file locks on Android; flock(2) is what it calls on Linux.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn lock(file: &File) -> io::Result<bool> {
