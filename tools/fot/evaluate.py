@@ -1,6 +1,6 @@
 """Accuracy against memory length: questions with phrasings and seeds that training never saw, a line of JSON per length and kind.
 
-    python3 evaluate.py CHECKPOINT.npz [--lengths 4096,65536] [--kinds log,pass,dictionary] [--memories 10] [--questions 20] [--top-k 0]
+    python3 evaluate.py CHECKPOINT [--lengths 4096,65536] [--kinds log,pass,dictionary] [--memories 10] [--questions 20] [--top-k 0]
 
 Kinds: `dictionary`, records without anything between them; `log`, records among prose; `pass`, one pass key in prose, at a random place that
 is another one for every question. An answer counts if all of its digits are right and the line ends after them. `mass` is the attention weight on the right entry, of the
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import data
+import llama
 import model
 
 SEED = 1_000_000  # far from those of training
@@ -96,7 +97,7 @@ def main():
     parser.add_argument("--label", default="", help="goes into every line")
     parser.add_argument("--out", help="append the lines to this file too")
     options = parser.parse_args()
-    p, config = model.load(options.checkpoint)
+    p, config = llama.load(options.checkpoint)
     for length in map(int, options.lengths.split(",")):
         for kind in options.kinds.split(","):
             began = time.time()

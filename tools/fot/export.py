@@ -1,8 +1,9 @@
 """Writes a checkpoint as a GGUF file: architecture llama, f32, with llama.fot.* metadata and a vocabulary of bytes.
 
-    python3 export.py CHECKPOINT.npz OUT.F32.gguf [--name NAME]
+    python3 export.py CHECKPOINT.npz OUT.F32.gguf [--name NAME] [--ordinary]
 
-`loci quantize OUT.F32.gguf OUT.Q8_0.gguf Q8_0` then makes the files that are shipped.
+`--ordinary` leaves out `llama.fot.*`: a LLaMA without memory, which is what such a checkpoint is as long as its memory is empty, if its memory layer
+has positions. `loci quantize OUT.F32.gguf OUT.Q8_0.gguf Q8_0` then makes the files that are shipped.
 """
 import argparse
 import sys
@@ -99,9 +100,13 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("out")
     parser.add_argument("--name", default="loci-fot")
+    parser.add_argument("--ordinary", action="store_true", help="without memory layers")
     options = parser.parse_args()
     parameters, config = model.load(options.checkpoint)
-    gguf.write_gguf(options.out, metadata(config, options.name), list(tensors(parameters, config)))
+    if options.ordinary and not config.memory_positionals:
+        parser.error("without positions in its memory layer it is no ordinary LLaMA")
+    entries = [e for e in metadata(config, options.name) if not (options.ordinary and e[0].startswith("llama.fot."))]
+    gguf.write_gguf(options.out, entries, list(tensors(parameters, config)))
 
 
 if __name__ == "__main__":

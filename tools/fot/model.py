@@ -1,8 +1,8 @@
-"""A LLaMA with one memory layer, the last, in JAX: no tensor that a LLaMA has not, and crossbatch attention to train it.
+"""A LLaMA with one memory layer in JAX: no tensor that a LLaMA has not, and crossbatch attention to train it.
 
 RMSNorm, RoPE (here of the pairs i, i + head_dim / 2; export.py reorders them to GGUF's), SwiGLU, grouped queries, no biases. The memory layer has no positions unless
-`memory_positionals` is set: then its local part is rotated and memory stays at position 0, as in LongLLaMA. Since the memory layer is the last and
-the only one, what is remembered does not depend on other memory, and only the places that are trained on need its queries.
+`memory_positionals` is set: then its local part is rotated and memory stays at position 0, as in LongLLaMA. Since there is one memory layer only,
+what is remembered does not depend on other memory; if it is the last layer, only the places that are trained on need its queries.
 """
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,10 +30,11 @@ class Config:
     window: int = 256
     memory_positionals: bool = False
     interpolation: float = 1.0  # positions are divided by it (position interpolation, arXiv 2306.15595)
+    memory_at: int = -1         # the memory layer; -1: the last
 
     @property
     def memory_layer(self):
-        return self.layers - 1
+        return self.memory_at % self.layers
 
 
 def initial(config, seed):
@@ -91,44 +92,52 @@ def feed_forward(layer, x, config):
     return x + (jax.nn.silu(h @ layer["ffn_gate"].T) * (h @ layer["ffn_up"].T)) @ layer["ffn_down"].T
 
 
+def ordinary(layer, x, config):
+    """A layer without memory, of windows x [n, places, width]."""
+    places = x.shape[1]
+    at = jnp.arange(places, dtype=jnp.float32)
+    group = config.heads // config.kv_heads
+    h = norm(x, layer["attn_norm"], config.epsilon)
+    q = rotate(heads(h, layer["attn_q"], config), at, config)
+    k = rotate(heads(h, layer["attn_k"], config), at, config)
+    v = heads(h, layer["attn_v"], config)
+    q = q.reshape(*q.shape[:2], config.kv_heads, group, config.head_dim) * config.head_dim ** -0.5
+    o = []
+    for start in range(0, places, BLOCK):  # a block of queries needs no keys after its end
+        end = min(start + BLOCK, places)
+        s = jnp.einsum("nqhgd,nkhd->nhgqk", q[:, start:end], k[:, :end])
+        w = jax.nn.softmax(jnp.where(at[:end] <= at[start:end, None], s, MASKED), -1)
+        o.append(jnp.einsum("nhgqk,nkhd->nqhgd", w, v[:, :end]))
+    o = jnp.concatenate(o, 1).reshape(*x.shape[:2], -1)
+    return feed_forward(layer, x + o @ layer["attn_output"].T, config)
+
+
 def lower(p, tokens, config):
     """The layers below the memory layer: tokens [n, places] -> hidden [n, places, width]."""
-    places = tokens.shape[1]
-    at = jnp.arange(places, dtype=jnp.float32)
     x = p["token_embd"][tokens]
-    group = config.heads // config.kv_heads
     for layer in p["layers"][:config.memory_layer]:
-        h = norm(x, layer["attn_norm"], config.epsilon)
-        q = rotate(heads(h, layer["attn_q"], config), at, config)
-        k = rotate(heads(h, layer["attn_k"], config), at, config)
-        v = heads(h, layer["attn_v"], config)
-        q = q.reshape(*q.shape[:2], config.kv_heads, group, config.head_dim) * config.head_dim ** -0.5
-        o = []
-        for start in range(0, places, BLOCK):  # a block of queries needs no keys after its end
-            end = min(start + BLOCK, places)
-            s = jnp.einsum("nqhgd,nkhd->nhgqk", q[:, start:end], k[:, :end])
-            w = jax.nn.softmax(jnp.where(at[:end] <= at[start:end, None], s, MASKED), -1)
-            o.append(jnp.einsum("nhgqk,nkhd->nqhgd", w, v[:, :end]))
-        o = jnp.concatenate(o, 1).reshape(*x.shape[:2], -1)
-        x = feed_forward(layer, x + o @ layer["attn_output"].T, config)
+        x = ordinary(layer, x, config)
     return x
 
 
 def memory_entries(p, x, config):
     """Keys and values [n, places, kv_heads, head_dim] of hidden states, as the memory keeps them (at position 0)."""
-    layer = p["layers"][-1]
+    layer = p["layers"][config.memory_layer]
     h = norm(x, layer["attn_norm"], config.epsilon)
     return heads(h, layer["attn_k"], config), heads(h, layer["attn_v"], config)
 
 
 def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
-    """The memory layer and the output at places `at` [n, q] of windows with hidden states x [n, places, width].
+    """The memory layer, those above it, and the output at places `at` [n, q] of windows with hidden states x [n, places, width].
 
     keys, values: the memory, [m, kv_heads, head_dim] for all windows or [n, m, kv_heads, head_dim]; blind [n] bool: windows that see none
     of it. entry [n, q]: an index into the window followed by the memory. Returns logits [n, q, vocabulary] and the log of the attention
     weight of `entry` in every head, [n, q, heads]."""
-    layer, group = p["layers"][-1], config.heads // config.kv_heads
+    layer, above, group = p["layers"][config.memory_layer], p["layers"][config.memory_layer + 1:], config.heads // config.kv_heads
     k, v = memory_entries(p, x, config)
+    asked = at
+    if above:  # they attend to every place
+        at = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     picked = jnp.take_along_axis(x, at[..., None], 1)
     q = heads(norm(picked, layer["attn_norm"], config.epsilon), layer["attn_q"], config)
     if config.memory_positionals:
@@ -149,6 +158,12 @@ def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
     o = jnp.einsum("nhgqk,nkhd->nhgqd", el, v) + jnp.einsum(f"nhgqm,{own}mhd->nhgqd", er, values)
     o = (o / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(n, places, -1)
     y = feed_forward(layer, picked + o @ layer["attn_output"].T, config)
+    norms = (top[..., 0] + jnp.log(total)).transpose(0, 3, 1, 2)  # the logarithm of the softmax's denominator
+    if above:
+        for other in above:
+            y = ordinary(other, y, config)
+        y = jnp.take_along_axis(y, asked[..., None], 1)
+        q, norms = jnp.take_along_axis(q, asked[..., None, None, None], 1), jnp.take_along_axis(norms, asked[..., None, None], 1)
     logits = norm(y, p["output_norm"], config.epsilon) @ p["output"].T
     if entry is None:
         return logits, None
@@ -156,8 +171,8 @@ def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
     there = jnp.clip(entry - x.shape[1], 0, keys.shape[-3] - 1)
     there = jnp.take_along_axis(keys, there[..., None, None], 1) if own else keys[there]
     right = jnp.where((entry < x.shape[1])[..., None, None], here, there)
-    mass = jnp.einsum("nqhgd,nqhd->nqhg", q, right) - (top[..., 0] + jnp.log(total)).transpose(0, 3, 1, 2)
-    return logits, mass.reshape(n, places, config.heads)
+    mass = jnp.einsum("nqhgd,nqhd->nqhg", q, right) - norms
+    return logits, mass.reshape(*asked.shape, config.heads)
 
 
 def loss(p, b, config, weights, negatives):

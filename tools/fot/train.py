@@ -2,7 +2,9 @@
 
     python3 train.py OUT                        the model that is shipped (see README.md for the time)
     python3 train.py OUT --schedule short [--no-negatives]  in a quarter of an hour, to compare: crossbatch dimension 4, or 1 throughout
-    python3 train.py OUT --from CHECKPOINT.npz  continues from parameters
+    python3 train.py OUT --from CHECKPOINT      continues from parameters of this program (.npz)
+    python3 train.py OUT --from MODEL --schedule tune  makes an ordinary LLaMA (GGUF file or Hugging Face's directory) a Focused Transformer
+    python3 train.py OUT --schedule ordinary    such a LLaMA: no memory, questions about what is in the window
     python3 train.py OUT --from CHECKPOINT.npz --schedule window --window 1024 [--interpolate]  a longer window, its positions interpolated
     python3 train.py OUT --resume               goes on where OUT/state.pkl stopped
 
@@ -24,6 +26,7 @@ import numpy as np
 import optax
 
 import data
+import llama
 import model
 
 
@@ -41,9 +44,11 @@ class Phase:
     accuracy: float = 2.0  # ends before that when the running accuracy of digits passes this
     prose: float = 0.3     # share of prose among the questions
     rate: tuple = (1.0, 1.0)  # learning rate at its start and end, times --rate
+    rise: int = 1          # steps over which it gets to the first
     alike: float = 0.0     # share of batches whose values begin alike
     ends: bool = False     # whether the line feed after an answer counts as part of it
     local: float = 0.15    # share of records in the window of questions
+    blind: float = 0.05    # share of windows that see no memory
 
 
 FIRST = {"dictionary": 0.6, "records": 0.4}
@@ -55,6 +60,14 @@ PHASES = [
     Phase(128, 8, 3, 8, 64, MIXED, 0.5, 400, 0.95),
     Phase(256, 4, 4, 4, 96, MIXED, 0.6, 800, rate=(0.8, 0.4), prose=0.15, local=0.1, alike=0.5),
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.4, 0.004), prose=0.1, local=0.1, alike=0.7, ends=True),
+    Phase(256, 4, 4, 4, 96, DENSE, 0.6, 2400, rate=(0.5, 0.004), rise=100, prose=0.1, local=0.1, alike=0.7, ends=True),
+]
+
+
+ORDINARY = [Phase(256, 8, 1, 1, 192, MIXED, 0.0, 600, local=0.35, blind=1.0, rate=(1.0, 0.1))]
+TUNE = [
+    Phase(256, 4, 2, 1, 96, MIXED, 0.0, 100, prose=0.15, local=0.1),
+    Phase(256, 4, 4, 4, 96, MIXED, 0.5, 300, rate=(1.0, 0.004), prose=0.15, local=0.1, alike=0.5, ends=True),
 ]
 
 
@@ -62,7 +75,8 @@ def schedule(name, scale, window, negatives):
     if name == "window":  # about as many tokens in a batch, in longer windows
         docs = max(1, 2048 // window)
         return [Phase(window, docs, 2, docs, 192, MIXED, 0.5, int(200 * scale), rate=(0.3, 0.004), prose=0.15, local=0.2, alike=0.5, ends=True)]
-    phases = PHASES if name == "focused" else [*PHASES[:2], replace(PHASES[-1], mixture=MIXED, steps=400, rate=(1.0, 0.004))]
+    short = [*PHASES[:2], replace(PHASES[4], mixture=MIXED, steps=400, rate=(1.0, 0.004))]
+    phases = {"focused": PHASES, "short": short, "ordinary": ORDINARY, "tune": [replace(p, length=window) for p in TUNE]}[name]
     phases = [replace(p, steps=max(1, int(p.steps * scale)) if p.accuracy > 1 else p.steps) for p in phases]
     if not negatives:
         phases = [replace(p, negatives=1) for p in phases]
@@ -72,18 +86,20 @@ def schedule(name, scale, window, negatives):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--schedule", choices=["focused", "short", "window"], default="focused")
+    parser.add_argument("--schedule", choices=["focused", "short", "window", "ordinary", "tune"], default="focused")
     parser.add_argument("--no-negatives", action="store_true", help="every document sees its own pages alone")
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of the phases without an aim")
-    parser.add_argument("--from", dest="start", help="parameters to start from")
+    parser.add_argument("--from", dest="start", help="what to start from: .npz, .gguf, or a directory with config.json and safetensors")
     parser.add_argument("--first-phase", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--text", type=float, default=0.1, help="weight of the text's loss beside the answers'")
     parser.add_argument("--attention", type=float, default=1.0, help="weight of the loss of attention to the right entry; 0: none")
-    parser.add_argument("--memory-positionals", action="store_true", help="positions in the memory layer, LongLLaMA's way")
-    parser.add_argument("--window", type=int, default=256, help="tokens of the window, with --schedule window")
+    parser.add_argument("--memory-positionals", action=argparse.BooleanOptionalAction, help="positions in the memory layer, LongLLaMA's way "
+                        "(without --from: no; with it: as there, and in a LLaMA that has no memory layer yet: yes)")
+    parser.add_argument("--memory-layer", type=int, help="which layer has memory, counted from 0 (without --from: the last; with it: as there)")
+    parser.add_argument("--window", type=int, default=256, help="tokens of the window, with --schedule window and tune")
     parser.add_argument("--interpolate", action="store_true", help="divide positions by as much as --window is longer than what --from had")
     parser.add_argument("--rope-theta", type=float, default=10000.0)
     parser.add_argument("--minutes", type=float, help="be ready in so many minutes from now: phases end early, the learning rate falls in time")
@@ -91,10 +107,20 @@ def main():
     options = parser.parse_args()
     os.makedirs(options.out, exist_ok=True)
 
-    config = model.Config(memory_positionals=options.memory_positionals, rope_theta=options.rope_theta)
+    config = model.Config(rope_theta=options.rope_theta)
     parameters = model.initial(config, options.seed)
     if options.start:
-        parameters, config = model.load(options.start)
+        parameters, config = llama.load(options.start)
+    if options.schedule == "ordinary":
+        config = replace(config, memory_positionals=True)
+    if options.memory_positionals is not None:
+        config = replace(config, memory_positionals=options.memory_positionals)
+    if options.memory_layer is not None:
+        if not 0 <= options.memory_layer < config.layers:
+            parser.error(f"--memory-layer: 0 to {config.layers - 1}")
+        config = replace(config, memory_at=options.memory_layer)
+    if options.schedule == "tune":
+        config = replace(config, window=options.window)
     if options.schedule == "window":
         factor = config.interpolation * options.window / config.window if options.interpolate else config.interpolation
         config = replace(config, window=options.window, interpolation=factor)
@@ -145,9 +171,10 @@ def main():
             # Every few batches without negatives, so that short memories stay easy (the paper samples its d as well).
             negatives = 1 if phase > 1 and r.random() < 0.1 else p.negatives
             hard, alike = r.random() < p.hard, r.random() < p.alike
-            b = data.batch(r, p.docs, p.pages, p.length, p.queries, negatives, p.mixture, hard, alike, p.ends, p.local, p.prose)
+            b = data.batch(r, p.docs, p.pages, p.length, p.queries, negatives, p.mixture, hard, alike, p.ends, p.local, p.prose, p.blind)
             share = max(in_phase / p.steps, min(1.0, spent_share(phase)))
-            rate = options.rate * min(1.0, (step + 1) / 100) * (p.rate[1] + (p.rate[0] - p.rate[1]) * 0.5 * (1 + np.cos(np.pi * share)))
+            rise = min(1.0, (step + 1) / 100, (in_phase + 1) / p.rise)
+            rate = options.rate * rise * (p.rate[1] + (p.rate[0] - p.rate[1]) * 0.5 * (1 + np.cos(np.pi * share)))
             parameters, state, parts = update(parameters, state, b, jnp.float32(rate), negatives)
             parts = {k: float(v) for k, v in parts.items()}
             running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in parts.items()}
