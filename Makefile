@@ -45,7 +45,7 @@ crash: ## A million simulated power cuts of a memory file, a thousand killed wri
 	LOCI_CRASH_STATES=1000000 cargo test --release --test memory_crash states_of_random_lives_recover -- --nocapture
 	LOCI_KILLS=1000 cargo test --release --test memory_processes a_writer_killed -- --nocapture
 
-run-example: ## Remember a log of 262,144 tokens, then look things up in it from a new process (C, installed library, no network)
+run-example: ## Remember a log of 262,144 tokens, then look things up in it from a new process (C, installed library; the model is in the repository)
 	@tools/setup.sh cargo cc
 	@$(MAKE) --no-print-directory $(EXAMPLE)/lookup
 	@rm -f $(EXAMPLE)/lookup.lmem

@@ -13,9 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: chat MODEL")?;
     let model = Model::open(Path::new(&path), &ModelOptions::default())?;
     let tokenizer = model.tokenizer();
-    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
     let source = model.chat_template().ok_or("the model has no chat template")?;
-    let template = ChatTemplate::new(source, spelling(tokenizer.bos()), spelling(tokenizer.eos()))?;
+    let template = ChatTemplate::of_model(source, tokenizer)?;
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     let mut session = Session::new(model.clone(), SessionOptions::default())?;
     let mut messages = Vec::new();

@@ -259,7 +259,8 @@ LOCI_API int32_t loci_model_is_end_of_generation(const loci_model *model, loci_t
 
 /* Writes a conversation as the model's chat template wants it: message i has role roles[i] ("system", "user", "assistant") and
  * content contents[i]. With add_generation_prompt (1 or 0) the text ends where the assistant speaks. Tokenize the result with
- * LOCI_PARSE_SPECIAL and without LOCI_ADD_SPECIAL. LOCI_NOT_FOUND if the model has no template. */
+ * LOCI_PARSE_SPECIAL and without LOCI_ADD_SPECIAL: a beginning-of-sequence token stands in the text where the model wants one.
+ * LOCI_NOT_FOUND if the model has no template. */
 LOCI_API loci_status loci_model_chat_render(const loci_model *model, const char *const *roles, const char *const *contents,
                                             size_t count, int32_t add_generation_prompt, char *buffer, size_t capacity,
                                             size_t *length);
@@ -296,7 +297,7 @@ typedef int32_t loci_rope_scaling;
 typedef struct loci_session_options {
     size_t struct_size;
     uint32_t context_length;               /* tokens of local context; 0: the model's, at most 8192 */
-    uint32_t batch;                        /* tokens computed at once in prefill */
+    uint32_t batch;                        /* tokens computed at once in prefill; 512 unless set, 0 is refused */
     uint32_t threads;                      /* 0: one per big core this process may use */
     loci_kv_codec kv_codec;
     loci_overflow overflow;
@@ -314,7 +315,7 @@ typedef struct loci_session_options {
     float rope_beta_slow;
     uint32_t reserved;
     uint64_t memory_budget_bytes;          /* ordinary models: RAM for retrieval; 0: 96 MiB */
-    uint32_t reselect_tokens;              /* ordinary models: tokens of an answer after which it chooses again what it reads; 0: never */
+    uint32_t reselect_tokens;              /* ordinary models: chooses anew what it reads after so many tokens of an answer; 32 unless set; 0: never */
     uint32_t reserved_more;
 } loci_session_options;
 
@@ -323,21 +324,22 @@ typedef struct loci_logit_bias {
     float bias; /* added to its logit; -INFINITY bans it */
 } loci_logit_bias;
 
-/* How tokens are chosen; the stages run in this order: bias, penalties, top_k, typical_p, top_p, min_p, temperature. */
+/* How tokens are chosen; the stages run in this order: bias, penalties, top_k, typical_p, top_p, min_p, temperature. In brackets what
+ * loci_sampler_options_init() sets. */
 typedef struct loci_sampler_options {
     size_t struct_size;
-    uint64_t seed; /* the same seed, options and history choose the same tokens */
+    uint64_t seed; /* [0] the same seed, options and history choose the same tokens: for other answers each time, set another each time */
     const loci_logit_bias *logit_bias;
     size_t logit_bias_count;
-    float temperature;        /* 0: always the most probable token */
-    uint32_t top_k;           /* 0: off */
-    float top_p;              /* 1: off */
-    float min_p;              /* 0: off */
-    float typical_p;          /* 1: off */
-    float repetition_penalty; /* 1: off */
-    float presence_penalty;   /* 0: off */
-    float frequency_penalty;  /* 0: off */
-    uint32_t penalty_last_n;  /* tokens that the penalties look back at */
+    float temperature;        /* [0.8] 0: always the most probable token */
+    uint32_t top_k;           /* [40] 0: off */
+    float top_p;              /* [0.95] 1: off */
+    float min_p;              /* [0.05] 0: off */
+    float typical_p;          /* [1] 1: off */
+    float repetition_penalty; /* [1] 1: off */
+    float presence_penalty;   /* [0] 0: off */
+    float frequency_penalty;  /* [0] 0: off */
+    uint32_t penalty_last_n;  /* [64] tokens that the penalties look back at */
     uint32_t reserved;
 } loci_sampler_options;
 
@@ -358,7 +360,7 @@ typedef struct loci_generate_options {
     size_t struct_size;
     const char *const *stop; /* strings that end the answer and are not part of it */
     size_t stop_count;
-    uint32_t max_tokens;
+    uint32_t max_tokens;       /* 256 unless set: an answer that is longer ends there, with LOCI_FINISH_LENGTH */
     int32_t ignore_eos;        /* 1: go on past the end (benchmarks) */
     int32_t log_probabilities; /* -1: none; n >= 0: of the chosen token and of the n best alternatives */
     uint32_t reserved;
@@ -443,7 +445,7 @@ LOCI_API void loci_session_free(loci_session *session);
 /* Forgets the context. Attached memories stay attached. */
 LOCI_API loci_status loci_session_reset(loci_session *session);
 
-/* Goes back to the first length tokens; LOCI_INVALID_ARGUMENT or LOCI_LIMIT if they are no longer there. */
+/* Goes back to the first length tokens; LOCI_INVALID_ARGUMENT if there are fewer, or if what follows them began too long ago. */
 LOCI_API loci_status loci_session_truncate(loci_session *session, size_t length);
 
 /* Tokens seen since the last reset, in order: how many, and which. Exact after errors and cancellation too. */
@@ -567,13 +569,16 @@ typedef struct loci_compact_options {
     int32_t drop_damaged;    /* 1: leave damaged blocks out; 0: they are LOCI_CORRUPT */
 } loci_compact_options;
 
+/* Not an attached memory: what left the session's own context when that was full. */
+#define LOCI_MEMORY_OWN 0xffffffffu
+
 /* A stretch of a memory that was read. */
 typedef struct loci_passage {
     size_t struct_size;
     const char *source;   /* what was given when it was remembered, or NULL; valid until the next call of the session */
     uint64_t first_token; /* within the memory */
     uint64_t token_count;
-    uint32_t memory;      /* which attached memory, as loci_session_attach_memory() numbered it */
+    uint32_t memory;      /* which attached memory, as loci_session_attach_memory() numbered it, or LOCI_MEMORY_OWN */
     float score;          /* larger was wanted more */
 } loci_passage;
 
@@ -598,6 +603,10 @@ LOCI_API void loci_memory_free(loci_memory *memory);
 
 /* Makes what was remembered durable: when it returns LOCI_OK, a crash or a power cut cannot take it. */
 LOCI_API loci_status loci_memory_commit(loci_memory *memory);
+
+/* For a memory opened read-only: shows what its writer has committed since, to the sessions that have it attached too. more may be NULL;
+ * 1 if there was something. */
+LOCI_API loci_status loci_memory_refresh(loci_memory *memory, int32_t *more);
 
 /* Tokens held: how many, and count of them from first on. */
 LOCI_API loci_status loci_memory_len(loci_memory *memory, uint64_t *length);

@@ -214,6 +214,12 @@ public:
     }
 
     void commit() { check(loci_memory_commit(get())); }
+    /* True if the writer of a memory opened read-only has committed something since. */
+    bool refresh() {
+        std::int32_t more = 0;
+        check(loci_memory_refresh(get(), &more));
+        return more != 0;
+    }
     std::uint64_t size() const {
         std::uint64_t length = 0;
         check(loci_memory_len(get(), &length));

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 /// Most threads a team may have.
 pub const THREADS_MAX: usize = 512;
 
-/// How often a waiting thread looks again before it gives its time slice away: some ten microseconds, longer than what usually
+/// How often a waiting thread looks again before it gives its time slice away: some thirty microseconds, longer than what usually
 /// lies between two loops. On a machine with more threads than cores the thread that is waited for needs this very core.
 const SPINS_BEFORE_YIELD: u32 = 1500;
 

@@ -2,7 +2,7 @@
 //!
 //! `tests/c/faults.c` is preloaded into `tests/c/job.c` and makes the n-th call of one function of the C library fail. The job ends at the
 //! first status that is not the one it expects and says which: that must be an ordinary one. `tests/c/short.c` is a second, shorter job, for
-//! a model of ordinary size.
+//! a model of ordinary size; `tests/c/spent.c` uses the allocator's reserve up and frees.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -45,7 +45,7 @@ impl Job {
             .arg(job.path("faults.so"))
             .arg(root().join("tests/c/faults.c")));
         std::os::unix::fs::symlink(libraries().join("libloci.so"), job.path("libloci.so.0")).unwrap();
-        for program in ["job", "short"] {
+        for program in ["job", "short", "spent"] {
             let mut cc = Command::new("cc");
             cc.args(["-std=c99", "-pthread", "-I"]).arg(root().join("include")).arg(root().join(format!("tests/c/{program}.c")));
             cc.arg(job.path("libloci.so.0")).arg("-Wl,-rpath").arg(format!("-Wl,{}", job.dir.path().display()));
@@ -146,4 +146,10 @@ fn without_memory_every_call_ends_with_a_status() {
         in_std <= runs / 12,
         "{in_std} of {runs} runs were ended by the standard library: it is not asked first whether there is memory"
     );
+}
+
+#[test]
+fn what_gives_back_is_never_refused() {
+    let job = Job::new();
+    run(Command::new(job.path("spent")).arg(job.path("model.gguf")));
 }

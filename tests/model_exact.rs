@@ -88,6 +88,8 @@ fn gemma3_in_its_shapes() {
         ("plain", base()),
         ("narrow window", TinyOptions { sliding_window: 3, ..base() }),
         ("one KV head", TinyOptions { n_head_kv: 1, head_dim: 32, ..base() }),
+        // The size whose queries have another scale.
+        ("as many layers as 27B", TinyOptions { n_layer: 62, ..base() }),
         ("linear, global layers only", TinyOptions { rope_scaling: Some(("linear", 8.0)), ..base() }),
     ];
     for (name, o) in cases {

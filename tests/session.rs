@@ -192,6 +192,47 @@ fn cancelling_leaves_a_usable_session() {
 }
 
 #[test]
+fn a_cancel_between_two_steps_of_one_call_is_not_forgotten() {
+    let text = ids(100, 4);
+    let mut s = session(options());
+    let handle = s.cancel_handle();
+    handle.cancel();
+    s.prefill(&text[..10], &mut quiet()).unwrap();
+    let result = s.as_one_call(|s| {
+        handle.cancel(); // while a text is made into tokens, say
+        s.prefill(&text[10..], &mut quiet())
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    let memory = shared(Memory::in_ram(s.model().memory_geometry(), s.model().fingerprint().clone()).unwrap());
+    let result = s.as_one_call(|s| {
+        handle.cancel();
+        s.remember(&memory, &text, None, &mut quiet())
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    s.prefill(&text, &mut quiet()).unwrap();
+}
+
+/// A sampler that comes later knows what was said before it came.
+#[test]
+fn a_new_sampler_looks_back_at_the_same_tokens() {
+    let text = ids(40, 9);
+    let penalised = SamplerOptions { repetition_penalty: 3.0, penalty_last_n: 64, ..SamplerOptions::greedy() };
+    let mut first = session(SessionOptions { sampler: penalised.clone(), ..options() });
+    let mut later = session(options());
+    for s in [&mut first, &mut later] {
+        s.prefill(&text, &mut quiet()).unwrap();
+    }
+    later.set_sampler(penalised).unwrap();
+    for _ in 0..10 {
+        let token = first.sample().unwrap();
+        assert_eq!(later.sample().unwrap(), token);
+        for s in [&mut first, &mut later] {
+            s.prefill(&[token], &mut quiet()).unwrap();
+        }
+    }
+}
+
+#[test]
 fn rests_change_nothing_and_end_with_a_cancel() {
     let tokens = ids(120, 9);
     let mut plain = session(options());
@@ -516,9 +557,10 @@ fn each_passage_names_the_memory_that_it_is_of() {
         s.prefill(&tokens[128..160], &mut quiet()).unwrap();
         assert_eq!(s.state().1, 900);
         for passage in s.passages() {
-            assert_eq!(passage.source.as_deref(), Some(documents[passage.memory].0));
+            let memory = passage.memory.unwrap();
+            assert_eq!(passage.source.as_deref(), Some(documents[memory].0));
             assert!(passage.first_token + passage.len <= 300, "{passage:?}");
-            named[passage.memory] += 1;
+            named[memory] += 1;
         }
     }
     assert!(named.iter().filter(|n| **n > 0).count() > 1, "{named:?}");

@@ -242,6 +242,7 @@ static void print_passage(const loci_model *model, loci_session *session, loci_m
     if (count == 0) return;
     p.struct_size = sizeof p;
     check(loci_session_passage(session, 0, &p));
+    if (p.memory == LOCI_MEMORY_OWN) return; /* the session's own words: they are in no file */
     n = p.token_count < 32 ? (size_t)p.token_count : 32;
     check(loci_memory_tokens(memory, p.first_token, n, tokens));
     check(loci_model_detokenize(model, tokens, n, 0, text, sizeof text, &length));

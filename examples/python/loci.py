@@ -61,7 +61,7 @@ class SessionOptions(_Sized):
             ("rope_original_context_length", "u"), ("rope_freq_base", "f"), ("rope_ext_factor", "f"), ("rope_attn_factor", "f"),
             ("rope_beta_fast", "f"), ("rope_beta_slow", "f"), ("reserved", "u"),
         ]
-    ]
+    ] + [("memory_budget_bytes", c.c_uint64), ("reselect_tokens", c.c_uint32), ("reserved_more", c.c_uint32)]
 
 
 class SamplerOptions(_Sized):
@@ -134,6 +134,7 @@ for _name, _result, _arguments in [
     ("loci_memory_open", c.c_int32, [_out, _text, _out]),
     ("loci_memory_open_read_only", c.c_int32, [_out, _text, _out]),
     ("loci_memory_commit", c.c_int32, [_out]),
+    ("loci_memory_refresh", c.c_int32, [_out, _out]),
     ("loci_memory_len", c.c_int32, [_out, _out]),
     ("loci_memory_free", None, [_out]),
 ]:
@@ -239,6 +240,12 @@ class Memory(_Handle):
 
     def commit(self):
         check(lib.loci_memory_commit(self.handle))
+
+    def refresh(self):
+        """True if the writer of a memory opened read-only has committed something since."""
+        more = c.c_int32()
+        check(lib.loci_memory_refresh(self.handle, c.byref(more)))
+        return bool(more.value)
 
     def __len__(self):
         length = c.c_uint64()

@@ -29,6 +29,14 @@ fn not_empty(session: &Session) -> Outcome {
     if session.is_empty() { Err(Fail::new(LOCI_STATE, "nothing to go on from: prefill first")) } else { Ok(()) }
 }
 
+/// What the engine says of a session that is not where the call wants it.
+fn state(e: engine::Error) -> Fail {
+    match e {
+        engine::Error::Argument { name: "generation" | "logits", .. } => Fail { status: LOCI_STATE, ..e.into() },
+        e => e.into(),
+    }
+}
+
 /// The piece as the header has it; it points into `text` and `alternatives`, which are overwritten.
 fn c_piece(piece: &Piece, text: &mut Vec<u8>, alternatives: &mut Vec<loci_alternative>) -> loci_piece {
     text.clear();
@@ -77,7 +85,8 @@ pub unsafe extern "C" fn loci_session_generate(
                     0 => ControlFlow::Continue(()),
                     _ => ControlFlow::Break(()),
                 }
-            })?;
+            });
+            let reason = reason.map_err(state)?;
             s.finish = c_finish(reason);
             Ok(s.finish)
         })?;
@@ -98,7 +107,7 @@ pub unsafe extern "C" fn loci_session_start(session: *mut loci_session, options:
         with(session, |s| {
             not_empty(&s.session)?;
             s.finish = LOCI_FINISH_ERROR;
-            s.session.start(options)?;
+            s.session.start(options).map_err(state)?;
             s.finish = LOCI_FINISH_NONE;
             Ok(())
         })
@@ -115,14 +124,10 @@ pub unsafe extern "C" fn loci_session_next(session: *mut loci_session, piece: *m
     guard(|| unsafe {
         let out = StructOut::new("piece", piece)?;
         with(session, |s| {
-            let running = s.finish == LOCI_FINISH_NONE;
-            if running {
+            if s.session.is_generating() {
                 s.finish = LOCI_FINISH_ERROR;
             }
-            let next = s.session.next().map_err(|e| match e {
-                engine::Error::Argument { name: "generation", .. } => Fail { status: LOCI_STATE, ..e.into() },
-                e => e.into(),
-            })?;
+            let next = s.session.next().map_err(state)?;
             let piece = c_piece(&next, &mut s.text, &mut s.alternatives);
             s.finish = piece.finish;
             out.write(piece);

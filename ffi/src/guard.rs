@@ -40,10 +40,14 @@ fn caught(payload: Box<dyn std::any::Any + Send>) -> Fail {
     Fail::new(LOCI_PANIC, format!("a bug in loci: {}", said.as_deref().unwrap_or("a panic in another thread")))
 }
 
-/// Runs `body` and answers its status. Refused while the allocator lives from its reserve, which is for what has begun; what only gives
-/// back has no status and is never refused.
+/// Runs `body` and answers its status. Refused while the allocator lives from its reserve, which is for what has begun.
 pub fn guard(body: impl FnOnce() -> Outcome) -> i32 {
-    match run(|| check_memory("a call").map_err(Fail::from).and_then(|()| body())) {
+    guard_always(|| check_memory("a call").map_err(Fail::from).and_then(|()| body()))
+}
+
+/// As [`guard`], for what stops, gives back or explains: never refused.
+pub fn guard_always(body: impl FnOnce() -> Outcome) -> i32 {
+    match run(body) {
         Ok(()) => LOCI_OK,
         Err(fail) => fail.report(),
     }

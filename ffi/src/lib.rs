@@ -13,6 +13,7 @@
 
 mod args;
 mod base;
+mod embed;
 mod footprint;
 mod generate;
 mod guard;
@@ -23,6 +24,7 @@ mod options;
 mod registry;
 mod reserve;
 mod session;
+mod snapshot;
 mod status;
 mod text;
 mod types;

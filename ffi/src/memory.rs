@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::args::{self, Out, StructOut};
-use crate::guard::{guard, in_callback};
+use crate::guard::{guard, guard_always, in_callback};
 use crate::model::ModelObject;
 use crate::options::memory_codec;
 use crate::registry::{self, Entry, Object};
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn loci_memory_open_read_only(model: *const loci_model, pa
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn loci_memory_free(memory: *mut loci_memory) {
-    guard(|| {
+    guard_always(|| {
         drop(registry::release::<MemoryObject>(memory));
         Ok(())
     });
@@ -191,6 +191,23 @@ pub extern "C" fn loci_memory_commit(memory: *mut loci_memory) -> i32 {
         let object = registry::get::<MemoryObject>(memory)?;
         let mut memory = lock(|| object.memory.try_write())?;
         Ok(memory.commit()?)
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loci_memory_refresh(memory: *mut loci_memory, more: *mut i32) -> i32 {
+    guard(|| {
+        let object = registry::get::<MemoryObject>(memory)?;
+        let found = lock(|| object.memory.try_write())?.refresh()?;
+        if !more.is_null() {
+            // SAFETY: not null, and good for writing as the header demands of the caller.
+            unsafe { more.write_unaligned(found.into()) };
+        }
+        Ok(())
     })
 }
 
@@ -325,8 +342,10 @@ pub unsafe extern "C" fn loci_session_remember_text(
         let object = registry::get::<MemoryObject>(memory)?;
         let source = args::optional_string("source", source)?;
         with(session, |s| {
-            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
-            Ok(s.session.remember(&object.memory, &tokens, source, &mut progress(progress_fn, user))?)
+            s.session.as_one_call(|session| {
+                let tokens = text::tokenize(session.model(), text, text_len, flags)?;
+                Ok(session.remember(&object.memory, &tokens, source, &mut progress(progress_fn, user))?)
+            })
         })
     })
 }
@@ -366,7 +385,7 @@ pub unsafe extern "C" fn loci_session_passage(session: *mut loci_session, index:
                 source: source.as_ref().map_or(null(), |s| s.as_ptr()),
                 first_token: p.first_token,
                 token_count: p.len,
-                memory: p.memory.try_into().unwrap_or(u32::MAX),
+                memory: p.memory.and_then(|m| m.try_into().ok()).unwrap_or(LOCI_MEMORY_OWN as u32),
                 score: p.score,
             });
             Ok(())

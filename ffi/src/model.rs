@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::args::{self, Buffer, Out};
-use crate::guard::{guard, guard_or};
+use crate::guard::{guard, guard_always, guard_or};
 use crate::options::model_options;
 use crate::registry::{self, Entry, Object};
 use crate::status::{Fail, Outcome, c_string};
@@ -160,7 +160,7 @@ pub extern "C" fn loci_model_retain(model: *mut loci_model) -> i32 {
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn loci_model_free(model: *mut loci_model) {
-    guard(|| {
+    guard_always(|| {
         drop(registry::release::<ModelObject>(model));
         Ok(())
     });
@@ -272,7 +272,8 @@ fn array_text(array: &Array, out: &mut Vec<u8>) {
             out.extend_from_slice(separator);
             separator = b", ";
             out.push(b'"');
-            for &b in s {
+            // A vocabulary may hold parts of characters.
+            for &b in String::from_utf8_lossy(s).as_bytes() {
                 match b {
                     b'"' | b'\\' => out.extend_from_slice(&[b'\\', b]),
                     0..0x20 => out.extend_from_slice(format!("\\u{b:04x}").as_bytes()),

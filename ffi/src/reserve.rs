@@ -24,19 +24,20 @@ const LARGEST: usize = 128 << 10;
 const SHORT_ABOVE: usize = GRANULES / 8;
 
 #[global_allocator]
-static ALLOCATOR: Reserve =
-    Reserve { bytes: Bytes(UnsafeCell::new([0; GRANULE * GRANULES])), taken: Taken::new(Some(engine::error::set_memory_is_short)) };
+static ALLOCATOR: Reserve = Reserve { taken: Taken::new(Some(engine::error::set_memory_is_short)) };
+
+// By itself, so that it is all zeros: beside the allocator's function pointer it would be data, and a megabyte of the library's file.
+static BYTES: Bytes = Bytes(UnsafeCell::new([0; GRANULE * GRANULES]));
 
 #[repr(align(4096))]
 struct Bytes(UnsafeCell<[u8; GRANULE * GRANULES]>);
 
+// SAFETY: nothing here reads or writes the bytes; each part of them belongs to whoever got it from `alloc`, until it is freed.
+unsafe impl Sync for Bytes {}
+
 struct Reserve {
-    bytes: Bytes,
     taken: Taken,
 }
-
-// SAFETY: nothing here reads or writes `bytes`; each part of it belongs to whoever got it from `alloc`, until it is freed.
-unsafe impl Sync for Reserve {}
 
 /// Which granules are taken.
 struct Taken {
@@ -108,14 +109,14 @@ impl Reserve {
             return null_mut();
         }
         match self.taken.take(granules(layout), layout.align().div_ceil(GRANULE)) {
-            Some(first) => self.bytes.0.get().cast::<u8>().wrapping_add(first * GRANULE),
+            Some(first) => BYTES.0.get().cast::<u8>().wrapping_add(first * GRANULE),
             None => null_mut(),
         }
     }
 
     /// The first granule of what lies in the reserve.
     fn granule_of(&self, at: *mut u8) -> Option<usize> {
-        let from = (at as usize).wrapping_sub(self.bytes.0.get() as usize);
+        let from = (at as usize).wrapping_sub(BYTES.0.get() as usize);
         (from < GRANULE * GRANULES).then_some(from / GRANULE)
     }
 }

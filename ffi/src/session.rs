@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::args::{self, Buffer, Out, StructOut};
-use crate::guard::{callback, guard};
+use crate::guard::{callback, guard, guard_always};
 use crate::model::ModelObject;
 use crate::options::{sampler_options, session_options};
 use crate::registry::{self, Entry, Object};
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn loci_session_new(
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn loci_session_free(session: *mut loci_session) {
-    guard(|| {
+    guard_always(|| {
         if let Some(object) = registry::release::<SessionObject>(session) {
             // A call in progress ends soon, and drops the session when it does.
             object.cancel.cancel();
@@ -114,7 +114,7 @@ pub extern "C" fn loci_session_free(session: *mut loci_session) {
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn loci_session_cancel(session: *mut loci_session) -> i32 {
-    guard(|| {
+    guard_always(|| {
         registry::get::<SessionObject>(session)?.cancel.cancel();
         Ok(())
     })
@@ -199,8 +199,10 @@ unsafe fn feed_text(
     // SAFETY: the caller's promise.
     guard(|| unsafe {
         with(session, |s| {
-            let tokens = text::tokenize(s.session.model(), text, text_len, flags)?;
-            Ok(feed(&mut s.session, &tokens, &mut progress(progress_fn, user))?)
+            s.session.as_one_call(|session| {
+                let tokens = text::tokenize(session.model(), text, text_len, flags)?;
+                Ok(feed(session, &tokens, &mut progress(progress_fn, user))?)
+            })
         })
     })
 }
@@ -274,7 +276,7 @@ pub unsafe extern "C" fn loci_session_prompt_text(
 /// Logits after the last token. A generation leaves its last token chosen but not computed: then that is done first.
 fn logits(s: &mut Slot) -> Outcome<&[f32]> {
     let nothing: &mut dyn FnMut(usize, usize) -> ControlFlow<()> = &mut |_, _| ControlFlow::Continue(());
-    if s.session.logits().is_none() && s.finish != LOCI_FINISH_NONE {
+    if s.session.logits().is_none() && !s.session.is_generating() {
         s.session.prefill(&[], nothing)?;
     }
     s.session.logits().ok_or_else(|| Fail::new(LOCI_STATE, "no logits here: prefill first"))

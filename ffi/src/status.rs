@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::args;
-use crate::guard::guard;
+use crate::guard::guard_always;
 use crate::types::*;
 use engine::Error;
 use std::cell::RefCell;
@@ -144,7 +144,7 @@ pub extern "C" fn loci_last_error() -> *const c_char {
 /// `out` is NULL or points to a struct of `struct_size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loci_last_error_details(out: *mut loci_error) -> i32 {
-    guard(|| {
+    guard_always(|| {
         let text = |s: &Option<CString>| s.as_ref().map_or(null(), |s| s.as_ptr());
         let details = LAST.try_with(|l| {
             let l = l.borrow();

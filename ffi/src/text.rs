@@ -163,8 +163,7 @@ pub unsafe extern "C" fn loci_model_chat_render(
 fn render(model: &Model, messages: Vec<(String, String)>, add_generation_prompt: bool) -> Outcome<String> {
     use engine::tokenizer::chat::{ChatTemplate, Message, RenderOptions};
     let source = model.chat_template().ok_or_else(|| Fail::not_found("chat template in", model.name()))?;
-    let text = |token: Option<u32>| token.and_then(|t| model.tokenizer().token_text(t)).unwrap_or_default();
-    let template = ChatTemplate::new(source, text(model.tokenizer().bos()), text(model.tokenizer().eos()))?;
+    let template = ChatTemplate::of_model(source, model.tokenizer())?;
     let messages: Vec<Message> = messages.into_iter().map(|(role, content)| Message { role, content }).collect();
     Ok(template.render(&messages, &RenderOptions { add_generation_prompt, ..Default::default() })?)
 }

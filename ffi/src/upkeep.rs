@@ -1,17 +1,15 @@
-//! Looking after memories and sessions: what a memory's tokens are of, forgetting, verifying, compacting, repairing; snapshots.
+//! Looking after memories: what a memory's tokens are of, forgetting, verifying, compacting, resuming, repairing.
 #![allow(unsafe_code)]
 
 use crate::args::{self, Out, StructOut};
 use crate::guard::{callback, guard};
 use crate::memory::{MemoryObject, lock, read};
-use crate::model::ModelObject;
 use crate::options::codec_of;
 use crate::registry;
-use crate::session::{SessionObject, progress, with};
-use crate::status::{Fail, Outcome, c_string};
+use crate::session::{progress, with};
+use crate::status::{Fail, c_string};
 use crate::types::*;
 use engine::memory::{CompactOptions, Memory};
-use engine::session::{Session, SharedMemory};
 use std::ffi::{c_char, c_void};
 use std::mem::size_of;
 use std::ops::ControlFlow;
@@ -99,8 +97,12 @@ pub unsafe extern "C" fn loci_memory_verify(
 ) -> i32 {
     guard(|| {
         let out = Out::new("damaged", damaged)?;
-        // SAFETY: as the header demands of the caller.
-        let found = read(memory, |m| Ok(m.verify(unsafe { going_on(progress_fn, user) })?))?;
+        // Not under the lock of the memory: it takes long, and the caller's function may want the memory.
+        let found = match read(memory, |m| Ok(m.reopen()?))? {
+            // SAFETY: as the header demands of the caller.
+            Some(own) => own.verify(unsafe { going_on(progress_fn, user) })?,
+            None => Vec::new(),
+        };
         // SAFETY: as the header demands of the caller.
         unsafe { out.write(found.len() as u64) };
         Ok(())
@@ -184,59 +186,6 @@ pub unsafe extern "C" fn loci_session_repair(
         let mut report = |done: usize, total: usize| -> ControlFlow<()> { report(done, total) };
         let done = with(session, |s| Ok(s.session.repair(&object.memory, &mut report)?))?;
         out.write(done.lost.len() as u64);
-        Ok(())
-    })
-}
-
-/// See the header.
-///
-/// # Safety
-/// Pointers as the header says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn loci_session_save(session: *mut loci_session, path: *const c_char) -> i32 {
-    // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        let path = args::path("path", path)?;
-        with(session, |s| Ok(s.session.save(path)?))
-    })
-}
-
-/// See the header.
-///
-/// # Safety
-/// Pointers as the header says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn loci_session_load(
-    model: *mut loci_model,
-    path: *const c_char,
-    memories: *const *mut loci_memory,
-    count: usize,
-    out: *mut *mut loci_session,
-) -> i32 {
-    // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        let m = registry::get::<ModelObject>(model)?;
-        let out = Out::new("out", out)?;
-        let path = args::path("path", path)?;
-        let given = args::slice("memories", memories, count)?.iter();
-        let given: Vec<SharedMemory> = given.map(|m| Ok(registry::get::<MemoryObject>(*m)?.memory.clone())).collect::<Outcome<_>>()?;
-        let session = Session::load(m.model.clone(), path, &given)?;
-        out.write(registry::insert(SessionObject::new(session)));
-        Ok(())
-    })
-}
-
-/// See the header.
-///
-/// # Safety
-/// Pointers as the header says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn loci_session_fork(session: *mut loci_session, out: *mut *mut loci_session) -> i32 {
-    // SAFETY: as the header demands of the caller.
-    guard(|| unsafe {
-        let out = Out::new("out", out)?;
-        let forked = with(session, |s| Ok(s.session.fork()?))?;
-        out.write(registry::insert(SessionObject::new(forked)));
         Ok(())
     })
 }

@@ -18,8 +18,6 @@ pub trait Storage: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `buf` at `offset`, growing the file where needed.
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
-    /// Cuts or extends to `len` bytes.
-    fn set_len(&mut self, len: u64) -> io::Result<()>;
     /// Makes room for the bytes `offset..offset + len` where the system can do so without writing them; the length stays. A full disk
     /// is an error; a system that cannot reserve is none.
     fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
@@ -194,9 +192,6 @@ impl Storage for FileStorage {
         let _position = self.position.lock().unwrap_or_else(|e| e.into_inner());
         (&self.file).seek(io::SeekFrom::Start(offset))?;
         (&self.file).write_all(buf)
-    }
-    fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {

@@ -35,6 +35,7 @@ struct Gate<'a, const GELU: bool> {
 
 impl<const GELU: bool> Task for Gate<'_, GELU> {
     type Out = ();
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (g, u) in self.gate.chunks_mut(S::LANES).zip(self.up.chunks(S::LANES)) {

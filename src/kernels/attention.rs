@@ -228,6 +228,7 @@ struct Merge<'a, 'b> {
 
 impl Task for Merge<'_, '_> {
     type Out = ();
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let Merge { total, later } = self;
@@ -333,11 +334,6 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// With top-k: per row of the tile, the score of the k-th best key in memory, into `thresholds`.
-    fn find_thresholds(&self, tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
-        find_thresholds(tile, buffers, thresholds);
-    }
-
     /// Tiles of tokens over the threads, each through all heads and parts.
     fn by_tokens(&self, pass: &Pass<'_>, tokens: usize, out: &mut [f32]) {
         let row = self.shape.heads * self.shape.value_length;
@@ -352,7 +348,7 @@ impl<'a> Call<'a> {
                     w.thresholds.resize(if tile.has_thresholds() { rows } else { 0 }, 0.0);
                     tile.pack_queries(&mut w.buffers);
                     if tile.has_thresholds() {
-                        self.find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
+                        find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
                     }
                     cut(tile.segments, &mut w.parts);
                     let mut total = Partial::new(&mut w.total, rows);
@@ -394,7 +390,7 @@ impl<'a> Call<'a> {
             if tile.has_thresholds() {
                 WORKSPACE.with_borrow_mut(|w| {
                     tile.pack_queries(&mut w.buffers);
-                    self.find_thresholds(&tile, &mut w.buffers, thresholds);
+                    find_thresholds(&tile, &mut w.buffers, thresholds);
                 });
             }
         });

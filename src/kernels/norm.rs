@@ -28,6 +28,7 @@ struct RmsNorm<'a> {
 
 impl Task for RmsNorm<'_> {
     type Out = ();
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();

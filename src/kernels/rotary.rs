@@ -87,6 +87,7 @@ struct Rotate<'a> {
 
 impl Task for Rotate<'_> {
     type Out = ();
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let n = self.angles.len();

@@ -89,6 +89,12 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Another handle on the same file, for reading what is durable: work that takes long need not hold this one. `None` if it was not
+    /// opened by a path.
+    pub fn reopen(&self) -> Result<Option<Memory>> {
+        self.path().map(|path| Memory::open_read_only(path, Some(&self.fingerprint))).transpose()
+    }
+
     /// [`Memory::create`] on any empty storage; that there is one writer is the caller's care.
     pub fn create_on(storage: Box<dyn Storage>, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
         geometry.validate()?;

@@ -214,7 +214,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
         heads_kv: h.head_count_kv,
         key_length: h.key_length,
         value_length: h.value_length,
-        scale: 1.0 / (h.key_length as f32).sqrt(),
+        scale: h.attention_scale,
         memory_top_k: c.memory_top_k,
     };
     let attended = n * h.head_count * h.value_length;

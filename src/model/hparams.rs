@@ -27,6 +27,8 @@ pub struct Hparams {
     pub key_length: usize,
     /// Elements of a value.
     pub value_length: usize,
+    /// What the product of a query and a key is multiplied by.
+    pub attention_scale: f32,
     /// Dimensions of a head that RoPE rotates.
     pub rope_dimension_count: usize,
     /// Logits are bent to `c tanh(x / c)` with this c; 0 leaves them.
@@ -95,6 +97,7 @@ impl Hparams {
             })
             .collect();
         let memory_slot = (0..block_count).map(|l| memory_layers.binary_search(&l).ok()).collect();
+        let query_length = if arch.wide_queries_at == Some(block_count) { embedding_length / head_count } else { key_length };
         Ok(Hparams {
             arch,
             context_length,
@@ -105,6 +108,7 @@ impl Hparams {
             head_count_kv,
             key_length,
             value_length,
+            attention_scale: 1.0 / (query_length as f32).sqrt(),
             rope_dimension_count,
             final_logit_softcapping: m.positive("final_logit_softcapping", 0.0)?,
             rms_epsilon: m.epsilon("attention.layer_norm_rms_epsilon")?,

@@ -123,6 +123,11 @@ impl RopeScaling {
                 return Err(Error::argument(name, "a finite number above 0", v));
             }
         }
+        for (name, v) in [("rope ext_factor", o.ext_factor), ("rope attn_factor", o.attn_factor)] {
+            if let Some(v) = v.filter(|v| !v.is_finite()) {
+                return Err(Error::argument(name, "a finite number", v));
+            }
+        }
         let mut s = self.clone();
         s.kind = o.kind.unwrap_or(s.kind);
         s.factor = o.factor.unwrap_or(s.factor);

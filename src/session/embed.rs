@@ -21,6 +21,7 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] without tokens, [`Error::Limit`] for more than the context holds, [`Error::Cancelled`].
     pub fn embed(&mut self, tokens: &[u32], pooling: Pooling, progress: Progress<'_>) -> Result<Vec<f32>> {
+        self.begin_call();
         self.reset();
         let pooled = self.pooled(tokens, pooling, progress);
         self.reset();

@@ -47,7 +47,7 @@ impl Session {
 
     fn timed_prefill(&mut self, tokens: &[u32], outputs: &mut Outputs<'_>, progress: Progress<'_>) -> Result<()> {
         self.generation = None;
-        self.cancel.clear();
+        self.begin_call();
         self.check_tokens(tokens)?;
         self.compute_pending()?;
         let start = Instant::now();
@@ -208,7 +208,7 @@ impl Session {
     /// tokens are local.
     pub fn reference_call(&mut self, tokens: &[u32], call: ReferenceCall, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         self.generation = None;
-        self.cancel.clear();
+        self.begin_call();
         self.check_tokens(tokens)?;
         self.compute_pending()?;
         self.reference_windows(tokens, call, &mut Outputs::Each(each), &mut |_, _| ControlFlow::Continue(()))

@@ -86,7 +86,7 @@ impl Session {
         if !self.has_logits && !self.pending {
             return Err(no_logits());
         }
-        self.cancel.clear();
+        self.begin_call();
         let (utf8, held) = (Utf8Stream::new(), String::new());
         self.generation = Some(Generation { options, produced: 0, utf8, held, started: Instant::now() });
         Ok(())
@@ -212,7 +212,7 @@ impl Generation {
 }
 
 fn no_logits() -> Error {
-    Error::argument("session", "one whose last prefill ran to its end", "one without logits")
+    Error::argument("logits", "those of a prefill that ran to its end", "none")
 }
 
 /// Length of the longest end of `text` that `stop` begins with (less than the whole of `stop`).

@@ -13,8 +13,8 @@ pub type SharedMemory = Arc<RwLock<Memory>>;
 /// A stretch of a memory that was read, with its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
-    /// Which attached memory (0 is the first attached).
-    pub memory: usize,
+    /// Which attached memory (0 is the first attached); `None`: what left the session's own window.
+    pub memory: Option<usize>,
     /// First token within it.
     pub first_token: u64,
     /// Tokens.
@@ -187,17 +187,21 @@ impl Session {
             let span = sources[memory].iter().find(|s| s.tokens.contains(&token));
             span.map(|s| s.label.clone())
         };
+        let number = |memory: usize| (memory < self.attached.len()).then_some(memory);
         let mut passages: Vec<Passage> = Vec::new();
         for &(at, score) in self.recall.chosen() {
             let Some(memory) = memories.get(at.memory) else { continue };
             let Ok(block) = memory.block(at.block) else { continue };
             let source = source_at(at.memory, block.first_token);
             match passages.last_mut() {
-                Some(p) if p.memory == at.memory && p.first_token + p.len == block.first_token && p.source == source => {
+                Some(p) if p.memory == number(at.memory) && p.first_token + p.len == block.first_token && p.source == source => {
                     p.len += block.len as u64;
                     p.score = p.score.max(score);
                 }
-                _ => passages.push(Passage { memory: at.memory, first_token: block.first_token, len: block.len as u64, source, score }),
+                _ => {
+                    let (memory, first_token, len) = (number(at.memory), block.first_token, block.len as u64);
+                    passages.push(Passage { memory, first_token, len, source, score });
+                }
             }
         }
         passages.sort_by(|a, b| b.score.total_cmp(&a.score));

@@ -115,12 +115,16 @@ impl CancelHandle {
         self.0.store(false, Ordering::Relaxed);
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.flag().load(Ordering::Relaxed)
+    }
+
     /// Takes a cancellation that has come in, if one has.
     fn take(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 
-    /// The work in progress stops within one layer; the next call starts afresh.
+    /// The work in progress stops within one layer; the next call, or [`Session::as_one_call`], starts afresh.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -159,6 +163,8 @@ pub struct Session {
     sampler: Sampler,
     generation: Option<Generation>,
     cancel: CancelHandle,
+    /// Inside [`Session::as_one_call`].
+    in_call: bool,
     pace: Pace,
     counters: Counters,
 }
@@ -193,6 +199,7 @@ impl Session {
             has_logits: false,
             generation: None,
             cancel: CancelHandle::default(),
+            in_call: false,
             pace: Pace::default(),
             counters: Counters::default(),
             options,
@@ -250,7 +257,6 @@ impl Session {
         self.has_logits = false;
         self.generation = None;
         self.sampler.reset();
-        self.cancel.clear();
     }
 
     /// Goes back to the first `len` tokens.
@@ -274,6 +280,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether a generation was started and has not finished.
+    pub fn is_generating(&self) -> bool {
+        self.generation.is_some()
+    }
+
     /// Logits after the last token, one per vocabulary entry; None before the first token and while one is being added.
     pub fn logits(&self) -> Option<&[f32]> {
         Some(&self.scratch.logits[self.logits_row()?])
@@ -292,6 +303,7 @@ impl Session {
     /// Changes how tokens are chosen, from the next one on.
     pub fn set_sampler(&mut self, options: SamplerOptions) -> Result<()> {
         self.sampler = Sampler::new(options.clone())?;
+        self.sampler.rewind(&self.tokens);
         self.options.sampler = options;
         Ok(())
     }
@@ -301,6 +313,23 @@ impl Session {
         self.team = Team::new(if threads == 0 { default_threads() } else { threads })?;
         self.options.threads = threads;
         Ok(())
+    }
+
+    /// Work of several steps that a cancellation ends as it would one: what comes in during any of them is not forgotten when the next
+    /// one begins.
+    pub fn as_one_call<T>(&mut self, work: impl FnOnce(&mut Session) -> T) -> T {
+        self.begin_call();
+        let outer = std::mem::replace(&mut self.in_call, true);
+        let done = work(self);
+        self.in_call = outer;
+        done
+    }
+
+    /// At the beginning of each call that can be cancelled: what came in before was meant for another.
+    fn begin_call(&self) {
+        if !self.in_call {
+            self.cancel.clear();
+        }
     }
 
     /// A handle that cancels this session's work from any thread.

@@ -4,7 +4,6 @@
 
 use super::{CancelHandle, Session};
 use crate::error::{Error, Result};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A cancellation ends a rest within this.
@@ -31,7 +30,7 @@ impl Pace {
         }
         let (start, due) = (Instant::now(), worked * (100 - self.percent) / self.percent);
         while let Some(left) = due.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-            if cancel.flag().load(Ordering::Relaxed) {
+            if cancel.is_cancelled() {
                 break;
             }
             std::thread::sleep(left.min(SLICE));
@@ -52,5 +51,10 @@ impl Session {
         }
         self.pace.percent = percent;
         Ok(())
+    }
+
+    /// What [`Session::set_duty`] said last.
+    pub fn duty(&self) -> u32 {
+        self.pace.percent
     }
 }

@@ -40,6 +40,7 @@ impl Session {
     /// [`Error::Cancelled`] if `progress` or a cancel handle said so: what was appended stays, and the memory's length tells
     /// how much that is.
     pub fn remember(&mut self, memory: &SharedMemory, tokens: &[u32], source: Option<&str>, progress: Progress<'_>) -> Result<()> {
+        self.begin_call();
         self.check_memory(&read(memory))?;
         self.check_tokens(tokens)?;
         let is_logged = write(memory).begin(source, tokens)?;
@@ -53,6 +54,7 @@ impl Session {
     /// # Errors
     /// As [`Session::remember`].
     pub fn resume(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<bool> {
+        self.begin_call();
         self.check_memory(&read(memory))?;
         let Some(Unfinished { label, tokens, first_token }) = read(memory).unfinished()? else { return Ok(false) };
         self.check_tokens(&tokens)?;
@@ -74,10 +76,11 @@ impl Session {
     ) -> Result<()> {
         self.reset();
         let attached = std::mem::take(&mut self.attached);
-        let mut at = bytes_of(&self.model, &tokens[..done]);
+        let mut begun = false;
+        let mut at = text_bytes(&self.model, &tokens[..done], &mut begun);
         let mut take = |model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
             let start = at;
-            at += bytes_of(model, tokens);
+            at += text_bytes(model, tokens, &mut begun);
             let mut memory = write(memory);
             memory.append(tokens, label.map(|label| Source { label, text: start..at }), layers)?;
             if memory.is_on_file() && memory.pending_len() >= TOKENS_BETWEEN_COMMITS {
@@ -165,6 +168,7 @@ impl Session {
     /// # Errors
     /// [`Error::Cancelled`], [`Error::Io`]. What was brought back until then stays.
     pub fn repair(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<Repair> {
+        self.begin_call();
         self.check_memory(&read(memory))?;
         let mut done = Repair::default();
         loop {
@@ -174,7 +178,7 @@ impl Session {
                 break;
             }
         }
-        done.lost = read(memory).verify(|_, _| true)?;
+        done.lost = self.verify(memory)?;
         let documents = documents(memory)?;
         for document in documents {
             let mut wanted: Vec<(usize, Range<u64>)> = Vec::new();
@@ -192,6 +196,16 @@ impl Session {
             }
         }
         Ok(done)
+    }
+
+    /// What is damaged. Through a handle of its own where there is a file: nobody waits for this one meanwhile.
+    fn verify(&self, memory: &SharedMemory) -> Result<Vec<Damage>> {
+        let going_on = |_, _| !self.cancel.is_cancelled();
+        let own = read(memory).reopen()?;
+        match own {
+            Some(own) => own.verify(going_on),
+            None => read(memory).verify(going_on),
+        }
     }
 
     /// Reads a document again and heals the `wanted` blocks (with their tokens).
@@ -277,7 +291,13 @@ fn documents(memory: &SharedMemory) -> Result<Vec<Range<u64>>> {
     Ok(out)
 }
 
-/// Bytes of the text that these tokens are.
-fn bytes_of(model: &Model, tokens: &[u32]) -> u64 {
-    tokens.iter().filter_map(|t| model.tokenizer().token_bytes(*t)).map(|b| b.len() as u64).sum()
+/// Bytes of a document's text that these tokens of it are, without the space that encoding puts before the first (`begun` after it).
+fn text_bytes(model: &Model, tokens: &[u32], begun: &mut bool) -> u64 {
+    let tokenizer = model.tokenizer();
+    let mut bytes = 0;
+    for piece in tokens.iter().filter_map(|t| tokenizer.token_bytes(*t)).filter(|piece| !piece.is_empty()) {
+        let invented = !std::mem::replace(begun, true) && tokenizer.adds_space_prefix() && piece[0] == b' ';
+        bytes += (piece.len() - usize::from(invented)) as u64;
+    }
+    bytes
 }

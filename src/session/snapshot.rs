@@ -108,7 +108,9 @@ impl Session {
             held += 1;
             if held <= attached.len() { out.put(&SHARED.to_le_bytes()) } else { put_memory(memory, out) }
         })?;
-        Session::restore(self.model.clone(), check(&out.to)?, &attached, true)
+        let mut forked = Session::restore(self.model.clone(), check(&out.to)?, &attached, true)?;
+        forked.set_duty(self.duty())?;
+        Ok(forked)
     }
 
     fn write<W: Write>(&self, out: &mut Out<W>, put_memory: &mut dyn FnMut(&Memory, &mut Out<W>) -> Result<()>) -> Result<()> {

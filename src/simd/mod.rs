@@ -75,11 +75,13 @@ impl<'a> Rows<'a> {
         Rows { base: unsafe { bytes.as_ptr().add(first * stride) }, stride, lanes, bytes: PhantomData }
     }
 
-    /// Address of byte `at` of row `row`, from which `len` bytes may be read.
+    /// Address of byte `at` of row `row`, one of the first four, from which `len` bytes may be read, as from the same row of each four up
+    /// to `rows`.
     #[inline(always)]
     fn at(&self, row: usize, rows: usize, at: usize, len: usize) -> *const u8 {
-        assert!(at + len <= self.stride && rows <= self.lanes, "read outside the row");
-        debug_assert!(row < rows);
+        // Only the place changes in a loop; the rest is known before it, or when this is compiled.
+        assert!(row < 4 && 4 <= rows && rows <= self.lanes && len <= self.stride, "no such rows");
+        assert!(at <= self.stride - len, "read outside the row");
         // SAFETY: row < rows <= lanes and at + len <= stride, so the bytes lie inside the rows checked in `new`.
         unsafe { self.base.add(row * self.stride + at) }
     }
@@ -306,6 +308,8 @@ fn dot_columns<S: Simd, const K: u8>(s: S, acc: [S::V; 2], w: &[S::V; 4], a: &[[
 pub trait Task {
     /// What it gives.
     type Out;
+    /// Whether it multiplies codes, or lays them out for who does. Levels that differ in nothing else share the code of tasks without.
+    const PRODUCTS: bool = true;
     /// Does it.
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
@@ -422,22 +426,22 @@ pub fn dispatch<T: Task>(level: Level, task: T) -> T::Out {
     match level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the features were checked above.
-        Level::Avx2 => unsafe { avx2::run_avx2(task) },
+        Level::AvxVnni if T::PRODUCTS => unsafe { avx2::run_avxvnni(task) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the features were checked above.
-        Level::AvxVnni => unsafe { avx2::run_avxvnni(task) },
+        Level::Avx2 | Level::AvxVnni => unsafe { avx2::run_avx2(task) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the features were checked above.
         Level::Avx512 => unsafe { avx512::run(task) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the features were checked above.
-        Level::Neon => unsafe { neon::run_neon(task) },
+        Level::DotProd if T::PRODUCTS => unsafe { neon::run_dotprod(task) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the features were checked above.
-        Level::DotProd => unsafe { neon::run_dotprod(task) },
+        Level::I8mm if T::PRODUCTS => unsafe { neon::run_i8mm(task) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: the features were checked above.
-        Level::I8mm => unsafe { neon::run_i8mm(task) },
+        // SAFETY: the features were checked above; the higher levels have Neon.
+        Level::Neon | Level::DotProd | Level::I8mm => unsafe { neon::run_neon(task) },
         _ => task.run(portable::Portable(())),
     }
 }

@@ -50,7 +50,7 @@ fn lanes<T>(f: impl Fn(usize) -> T) -> [T; 4] {
 }
 
 /// Exact: the exponent is moved by a multiplication, which takes care of subnormal halves too.
-#[inline(always)]
+#[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
 fn half_to_f(h: u32) -> f32 {
     const TWO_TO_112: f32 = f32::from_bits(239 << 23);
     let finite = (f32::from_bits((h & 0x7fff) << 13) * TWO_TO_112).to_bits();
@@ -127,11 +127,11 @@ impl Simd for Portable {
         let (a, b) = (a.words(), b.words());
         Bytes::of_words([a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1]), a[2].wrapping_add(b[2]), a[3].wrapping_add(b[3])])
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn lookup(self, table: &[i8; 16], v: Bytes) -> Bytes {
         Bytes(v.0.map(|i| table[usize::from(i & 15)] as u8))
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn spread_bits(self, v: Bytes, at: usize) -> Bytes {
         let bits = u16::from_le_bytes([v.0[at], v.0[at + 1]]);
         let mut out = [0; 16];
@@ -140,7 +140,7 @@ impl Simd for Portable {
         }
         Bytes(out)
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn transpose(self, q: [Bytes; 4]) -> [Bytes; 4] {
         let q = [q[0].words(), q[1].words(), q[2].words(), q[3].words()];
         lanes(|j| Bytes::of_words([q[0][j], q[1][j], q[2][j], q[3][j]]))
@@ -155,7 +155,7 @@ impl Simd for Portable {
             *o = w as i8;
         }
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn dot<const K: u8>(self, acc: Bytes, w: &[Bytes; 4], a: &[i8; 16]) -> Bytes {
         let acc = acc.words();
         let mut sums = lanes(|r| acc[r] as i32);
@@ -166,11 +166,11 @@ impl Simd for Portable {
         }
         Bytes::of_words(lanes(|r| sums[r] as u32))
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn dot_rows16<const K: u8>(self, w: [Bytes; 4], a: &[i8; 16]) -> Bytes {
         Bytes::of_words(lanes(|r| dot16::<K>(w[r], a) as u32))
     }
-    #[inline(always)]
+    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
     fn dot_rows32<const K: u8>(self, lo: [Bytes; 4], hi: [Bytes; 4], a: &[i8; 32]) -> Bytes {
         let (a, b) = a.split_at(16);
         Bytes::of_words(lanes(|i| (dot16::<K>(lo[i], a) + dot16::<K>(hi[i], b)) as u32))

@@ -243,6 +243,11 @@ impl Tokenizer {
         self.roles.end_of_generation.iter().copied()
     }
 
+    /// Whether encoding puts a space before the text, which its first token then has and the text has not.
+    pub fn adds_space_prefix(&self) -> bool {
+        self.add_space_prefix
+    }
+
     /// Beginning of sequence.
     pub fn bos(&self) -> Option<u32> {
         self.roles.bos

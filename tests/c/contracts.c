@@ -125,6 +125,7 @@ static void nulls(loci_model *model, loci_session *session, loci_memory *memory)
     IS(LOCI_INVALID_ARGUMENT, loci_memory_open_read_only(NULL, NULL, &memory_out));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_in_ram(NULL, &memory_out));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_commit(NULL));
+    IS(LOCI_INVALID_ARGUMENT, loci_memory_refresh(NULL, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_len(memory, NULL));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_len(NULL, &length));
     IS(LOCI_INVALID_ARGUMENT, loci_memory_tokens(memory, 0, 1, NULL));
@@ -632,6 +633,86 @@ static void mismatch(loci_model *model, loci_model *other, const char *dir) {
     loci_session_free(other_session);
 }
 
+typedef struct {
+    loci_session *session;
+    loci_memory *memory;
+    int calls;
+} rememberer;
+
+/* Wants the memory that is being verified. */
+static int remember_meanwhile(void *user, uint64_t done, uint64_t total) {
+    rememberer *r = (rememberer *)user;
+    CHECK(done <= total);
+    if (r->calls++ == 0) OK(loci_session_remember(r->session, r->memory, tokens, 8, "meanwhile", NULL, NULL));
+    return 0;
+}
+
+static void readers(loci_model *model, const char *dir) {
+    const char *path = in_dir(dir, "readers.lmem");
+    loci_memory *writer, *reader;
+    loci_session *session;
+    rememberer r = {NULL, NULL, 0};
+    uint64_t length, damaged;
+    int32_t more;
+    OK(loci_session_new(model, NULL, &session));
+    OK(loci_memory_create(model, path, &writer));
+    OK(loci_session_remember(session, writer, tokens, 32, "one", NULL, NULL));
+    OK(loci_memory_commit(writer));
+    OK(loci_memory_open_read_only(model, path, &reader));
+    OK(loci_memory_refresh(reader, &more));
+    CHECK(more == 0);
+    OK(loci_session_remember(session, writer, tokens, 16, "two", NULL, NULL));
+    OK(loci_memory_commit(writer));
+    OK(loci_memory_len(reader, &length));
+    CHECK(length == 32);
+    OK(loci_memory_refresh(reader, &more));
+    OK(loci_memory_len(reader, &length));
+    CHECK(more == 1 && length == 48);
+    OK(loci_memory_refresh(writer, &more));
+    CHECK(more == 0);
+    r.session = session;
+    r.memory = writer;
+    OK(loci_memory_verify(writer, remember_meanwhile, &r, &damaged));
+    CHECK(r.calls > 0 && damaged == 0);
+    OK(loci_memory_len(writer, &length));
+    CHECK(length == 56);
+    loci_memory_free(reader);
+    loci_memory_free(writer);
+    loci_session_free(session);
+}
+
+/* What a session that is not where a call wants it says, and what a fork inherits. */
+static void states(loci_model *model) {
+    loci_session *session, *forked;
+    loci_generate_options how;
+    loci_piece piece;
+    loci_finish finish;
+    const float *logits;
+    loci_token ours, theirs;
+    size_t count;
+    OK(loci_session_new(model, NULL, &session));
+    OK(loci_generate_options_init(&how, sizeof how));
+    how.max_tokens = 3;
+    how.ignore_eos = 1;
+    piece.struct_size = sizeof piece;
+    IS(LOCI_STATE, loci_session_next(session, &piece));
+    OK(loci_session_finish(session, &finish));
+    CHECK(finish == LOCI_FINISH_NONE);
+    OK(loci_session_prefill(session, tokens, 8, NULL, NULL));
+    OK(loci_session_truncate(session, 4));
+    IS(LOCI_STATE, loci_session_logits(session, &logits, &count));
+    IS(LOCI_STATE, loci_session_generate(session, &how, NULL, NULL, &finish));
+    IS(LOCI_STATE, loci_session_start(session, &how));
+    OK(loci_session_prefill(session, tokens, 4, NULL, NULL));
+    OK(loci_session_generate(session, &how, NULL, NULL, &finish));
+    OK(loci_session_fork(session, &forked));
+    OK(loci_session_sample(forked, &theirs));
+    OK(loci_session_sample(session, &ours));
+    CHECK(ours == theirs);
+    loci_session_free(forked);
+    loci_session_free(session);
+}
+
 static void count_log(void *user, loci_log_level level, const char *target, const char *message) {
     CHECK(level >= LOCI_LOG_ERROR && level <= LOCI_LOG_TRACE && target && message);
     IS(LOCI_BUSY, loci_log_set(LOCI_LOG_OFF, NULL, NULL));
@@ -683,6 +764,8 @@ int main(int argc, char **argv) {
     one_caller(model);
     cancellation(model);
     mismatch(model, other, argv[3]);
+    readers(model, argv[3]);
+    states(model);
     logging(argv[1]);
     loci_model_free(model);
     loci_model_free(other);

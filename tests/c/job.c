@@ -115,9 +115,9 @@ static void text(const loci_model *model) {
     CHECK(len == 1 && byte[0] == 0xe2);
     IS(LOCI_NOT_FOUND, loci_model_token_id(model, "<|no such token|>", &token));
     OK(loci_model_chat_render(model, roles, contents, 2, 1, back, sizeof back, &len));
-    CHECK(strcmp(back, "[system]Be brief.[user]Where is the key?[assistant]") == 0 && len == strlen(back));
+    CHECK(strcmp(back, "<s>[system]Be brief.[user]Where is the key?[assistant]") == 0 && len == strlen(back));
     OK(loci_model_chat_render(model, roles, contents, 2, 0, back, sizeof back, &len));
-    CHECK(strcmp(back, "[system]Be brief.[user]Where is the key?") == 0);
+    CHECK(strcmp(back, "<s>[system]Be brief.[user]Where is the key?") == 0);
     for (i = 0; i < 256; i++) {
         char one = (char)i;
         IS(LOCI_OK, loci_model_tokenize(model, &one, 1, 0, tokens, 128, &count));

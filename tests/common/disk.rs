@@ -115,9 +115,6 @@ impl Storage for Disk {
         s.log.push(Op::Write(at, buf[..done].to_vec()));
         failure.map_or(Ok(()), |f| Err(refused(f)))
     }
-    fn set_len(&mut self, _: u64) -> Result<()> {
-        Err(Error::other("a memory is never cut"))
-    }
     fn reserve(&mut self, _: u64, _: u64) -> Result<()> {
         let failure = self.call().1;
         failure.map_or(Ok(()), |f| Err(refused(f)))

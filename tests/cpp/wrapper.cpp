@@ -45,7 +45,7 @@ static void text_and_tokens(const loci::Model &model) {
     CHECK(model.detokenize(tokens).find("the key is here") != std::string::npos);
     CHECK(model.tokenize(std::string_view()).empty());
     CHECK(model.detokenize({}).empty());
-    CHECK(model.chat({{"user", "hello"}}) == "[user]hello[assistant]");
+    CHECK(model.chat({{"user", "hello"}}) == "<s>[user]hello[assistant]");
 }
 
 static void generation(const loci::Model &model, const std::string &dir) {

@@ -25,7 +25,7 @@ model = loci.Model(path)
 tokens = model.tokenize("the key is here")
 assert tokens and "the key is here" in model.detokenize(tokens)
 assert model.tokenize("") == [] and model.detokenize([]) == ""
-assert model.chat([("user", "hello")]) == "[user]hello[assistant]"
+assert model.chat([("user", "hello")]) == "<s>[user]hello[assistant]"
 
 error = raises(TypeError, lambda: loci.Session(model, contxt=5))
 assert "context_length" in str(error), error

@@ -38,7 +38,7 @@ pub struct Remember {
     /// Encoding of a new memory: f32, f16, bf16, k8v4 (keys in 8 bits, values in 4) or k4v4; else the model's own, or f16
     #[arg(long, value_name = "CODEC", value_parser = codec)]
     codec: Option<Codec>,
-    /// Leave out files whose names are in the memory already
+    /// Leave out files that are in the memory already; what is there in part is forgotten and read anew
     #[arg(long)]
     skip_known: bool,
     /// One JSON object in place of lines
@@ -68,13 +68,21 @@ impl Remember {
             if self.skip_known { memory.read().map_err(|_| poisoned()).and_then(|m| sources(&m))? } else { Vec::new() };
         for (path, text) in &texts {
             let label = if *path == Path::new("-") { "stdin".to_string() } else { path.display().to_string() };
-            if done.iter().any(|s| s.label == label) {
-                output::note(&format!("{label}: it is in the memory already"));
-                continue;
+            let tokens = model.tokenizer().encode_bytes(text, true, false);
+            match done.iter().filter(|s| s.label == label).map(|s| s.tokens.end - s.tokens.start).sum::<u64>() {
+                0 => {}
+                held if held >= tokens.len() as u64 => {
+                    output::note(&format!("{label}: it is in the memory already"));
+                    continue;
+                }
+                held => {
+                    output::note(&format!("{label}: {held} of its {} tokens are in the memory; it is read anew", tokens.len()));
+                    memory.write().map_err(|_| poisoned())?.forget(&label)?;
+                }
             }
             let first = len(&memory);
             let started = Instant::now();
-            outcome = read_in(&mut session, &memory, &model.tokenizer().encode_bytes(text, true, false), &label);
+            outcome = read_in(&mut session, &memory, &tokens, &label);
             commit(&memory)?;
             stored.push((label, first, len(&memory) - first, started.elapsed().as_secs_f64()));
             if outcome.is_err() {
@@ -280,7 +288,7 @@ impl Recall {
                 output::print_line("read from memory:")?;
             }
             for (p, text) in passages.iter().zip(&texts) {
-                let here = if p.memory < memories.len() { "(no source)" } else { THIS_CONVERSATION };
+                let here = if p.memory.is_some() { "(no source)" } else { THIS_CONVERSATION };
                 let source = p.source.as_deref().unwrap_or(here);
                 let of = if memories.len() > 1 { format!("{}: ", self.name(p.memory)) } else { String::new() };
                 let span = format!("{}..{}", p.first_token, p.first_token + p.len);
@@ -304,10 +312,9 @@ impl Recall {
 }
 
 impl Recall {
-    /// What the memory of a passage is called: its file, or this conversation for what left the session's own window, which is
-    /// numbered after the attached ones.
-    fn name(&self, memory: usize) -> String {
-        self.memory.get(memory).map_or_else(|| THIS_CONVERSATION.into(), |path| path.display().to_string())
+    /// What the memory of a passage is called: its file, or this conversation for what left the session's own window.
+    fn name(&self, memory: Option<usize>) -> String {
+        memory.and_then(|m| self.memory.get(m)).map_or_else(|| THIS_CONVERSATION.into(), |path| path.display().to_string())
     }
 
     /// What a Focused Transformer has read: its memory layers attend to every memory as a whole, so there are no passages to
@@ -319,7 +326,7 @@ impl Recall {
         let keys = Some(self.answer.session.memory_top_k).filter(|&k| k > 0);
         let all = memories.iter().chain(session.overflow_memory()).enumerate().map(|(i, memory)| {
             let memory = memory.read().map_err(|_| poisoned())?;
-            Ok(Whole { name: self.name(i), tokens: memory.len(), keys, sources: sources(&memory)? })
+            Ok(Whole { name: self.name(Some(i)), tokens: memory.len(), keys, sources: sources(&memory)? })
         });
         all.collect()
     }
@@ -373,7 +380,7 @@ pub fn sources_json(sources: &[SourceSpan]) -> Vec<Value> {
 
 /// The beginning of a passage, from the token ids that its memory keeps.
 fn snippet(session: &Session, memories: &[SharedMemory], passage: &Passage) -> Result<String, Failure> {
-    let Some(memory) = memories.get(passage.memory).or(session.overflow_memory()) else { return Ok(String::new()) };
+    let Some(memory) = passage.memory.map_or(session.overflow_memory(), |m| memories.get(m)) else { return Ok(String::new()) };
     let memory = memory.read().map_err(|_| poisoned())?;
     let end = passage.first_token + passage.len.min(SNIPPET_TOKENS);
     let ids = memory.tokens(passage.first_token..end)?;

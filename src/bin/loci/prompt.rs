@@ -68,21 +68,13 @@ impl<'a> Chat<'a> {
         let source = model.chat_template().ok_or_else(|| {
             Failure::failed(format!("{} has no chat template (tokenizer.chat_template); `loci run` completes plain text", model.name()))
         })?;
-        let tokenizer = model.tokenizer();
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-        Ok(Chat { model, template: ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))? })
+        Ok(Chat { model, template: ChatTemplate::of_model(source, model.tokenizer())? })
     }
 
     /// The conversation as tokens, ready for the model's answer.
     pub fn tokens(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
         let text = self.template.render(messages, &RenderOptions { add_generation_prompt: true, ..RenderOptions::default() })?;
-        let tokenizer = self.model.tokenizer();
-        let mut tokens = tokenizer.encode(&text, false, true);
-        // Many templates write the BOS themselves; it must not stand there twice.
-        if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && tokens.first() != Some(bos)) {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
+        Ok(self.model.tokenizer().encode(&text, false, true))
     }
 }
 

@@ -202,6 +202,7 @@ pub(super) struct FoldPart<'a, 'b> {
 
 impl Task for FoldPart<'_, '_> {
     type Out = ();
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let FoldPart { tile, part, thresholds, buffers, partial } = self;

@@ -20,6 +20,7 @@ const TOGETHER: usize = 4;
 
 impl<F: Float> Task for FloatRows<'_, F> {
     type Out = usize;
+    const PRODUCTS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
         let Multiply { w, x, columns, rows, work, sums } = self.0;

@@ -12,5 +12,7 @@ pub(super) const GEMMA3: Arch = Arch {
     scale_embedding: true,
     qk_norm: true,
     post_norms: true,
+    // 27B.
+    wide_queries_at: Some(62),
     sliding: Some(Sliding { period: 6, freq_base: 10_000.0 }),
 };

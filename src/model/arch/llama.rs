@@ -12,5 +12,6 @@ pub(super) const LLAMA: Arch = Arch {
     scale_embedding: false,
     qk_norm: false,
     post_norms: false,
+    wide_queries_at: None,
     sliding: None,
 };

@@ -23,6 +23,9 @@ pub struct Arch {
     pub qk_norm: bool,
     /// Attention and feed-forward outputs are RMS-normalised before they are added.
     pub post_norms: bool,
+    /// The model of so many layers divides queries by the root of `embedding_length / head_count` instead of that of their own length,
+    /// of which its file says nothing.
+    pub wide_queries_at: Option<usize>,
     /// Some layers see only a sliding window.
     pub sliding: Option<Sliding>,
 }

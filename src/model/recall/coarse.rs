@@ -91,13 +91,12 @@ impl Coarse {
         let total = memories.iter().map(|m| m.blocks()).sum();
         let mut votes = try_zeroed("votes", total)?;
         let (d, group) = (h.key_length, h.group());
-        let scale = 1.0 / (d as f32).sqrt();
         let mut rows = Vec::new();
         for (layer, queries) in queries.iter().enumerate() {
             for head in 0..h.head_count_kv {
                 rows.clear();
                 for token in queries.chunks_exact(h.head_count * d) {
-                    rows.extend(token[head * group * d..][..group * d].iter().map(|q| q * scale));
+                    rows.extend(token[head * group * d..][..group * d].iter().map(|q| q * h.attention_scale));
                 }
                 let count = rows.len() / d;
                 let matrices = || self.memories.iter().flatten().map(|p| &p.means[layer * h.head_count_kv + head]);

@@ -100,7 +100,6 @@ struct Found {
 /// Scores of the best key of each of `blocks` in one layer.
 fn best_keys(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddress], queries: &[f32]) -> Found {
     let (d, group) = (h.key_length, h.group());
-    let scale = 1.0 / (d as f32).sqrt();
     let rows = queries.len() / d;
     let mut found = Found::default();
     match try_with_capacity("votes", rows * blocks.len()) {
@@ -130,7 +129,7 @@ fn best_keys(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddr
                 for row in token * h.head_count + head * group..token * h.head_count + (head + 1) * group {
                     let q = &queries[row * d..][..d];
                     let best = keys.chunks_exact(d).map(|k| dot(q, k)).fold(f32::NEG_INFINITY, f32::max);
-                    found.logits[row * blocks.len() + b] = best * scale;
+                    found.logits[row * blocks.len() + b] = best * h.attention_scale;
                 }
             }
         }

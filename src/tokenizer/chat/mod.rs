@@ -20,6 +20,7 @@ mod source;
 
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, keys};
+use crate::tokenizer::Tokenizer;
 use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig};
 use serde_json::Value as Json;
 use std::io;
@@ -65,6 +66,8 @@ pub struct RenderOptions {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    /// What every conversation begins with, whether or not the template writes it.
+    opening: String,
 }
 
 /// The name under which the template is compiled; error messages carry it.
@@ -95,7 +98,21 @@ impl ChatTemplate {
         let prepared = source::prepare(source)
             .map_err(|(line, what)| Error::model(keys::CHAT_TEMPLATE, "a template within bounds", format!("line {line}: {what}")))?;
         env.add_template_owned(NAME, prepared).map_err(|e| bad_template(&e))?;
-        Ok(ChatTemplate { environment: env, source: source.to_owned() })
+        Ok(ChatTemplate { environment: env, source: source.to_owned(), opening: String::new() })
+    }
+
+    /// [`ChatTemplate::new`] for the model with this tokenizer. Where its texts begin with a beginning-of-sequence token, so do conversations,
+    /// once, whether or not the template writes it (many do, some leave it to whoever makes tokens of the text).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn of_model(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let mut template = ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))?;
+        if tokenizer.add_bos() {
+            template.opening = text(tokenizer.bos()).to_owned();
+        }
+        Ok(template)
     }
 
     /// The template of a model: the default one, or the variant `tokenizer.chat_template.NAME` (for example `tool_use`, `rag`).
@@ -181,7 +198,10 @@ impl ChatTemplate {
             return Err(Error::Unsupported("the chat template brought down the template engine".to_owned()));
         };
         match rendered {
-            Ok(()) => String::from_utf8(out.bytes).map_err(|e| Error::model(keys::CHAT_TEMPLATE, "UTF-8 output", e)),
+            Ok(()) => {
+                let text = String::from_utf8(out.bytes).map_err(|e| Error::model(keys::CHAT_TEMPLATE, "UTF-8 output", e))?;
+                Ok(if text.starts_with(&self.opening) { text } else { self.opening.clone() + &text })
+            }
             Err(_) if out.full => Err(Error::Limit {
                 what: "output bytes of the chat template".to_owned(),
                 limit: OUTPUT_BYTES_MAX as u64,

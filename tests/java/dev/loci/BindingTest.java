@@ -45,7 +45,7 @@ public final class BindingTest {
 
         long model = Native.modelOpen(utf8(args[0]));
         String rendered = text(Native.chat(model, new byte[][] {utf8("user")}, new byte[][] {utf8("h\u00e9\ud83d\ude00")}, true));
-        check(rendered.equals("[user]h\u00e9\ud83d\ude00[assistant]"), rendered);
+        check(rendered.equals("<s>[user]h\u00e9\ud83d\ude00[assistant]"), rendered);
         refused(() -> Native.chat(model, new byte[][] {utf8("user")}, new byte[][] {null}, true));
         int[] tokens = Native.tokenize(model, utf8("the key"), 0);
         check(tokens.length > 0 && Native.tokenize(model, utf8(""), 0).length == 0, Arrays.toString(tokens));

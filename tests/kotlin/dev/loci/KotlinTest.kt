@@ -11,7 +11,7 @@ import kotlinx.coroutines.runBlocking
 /** What the Kotlin API promises. Arguments: MODEL.gguf DIRECTORY. Says nothing and ends with 0. */
 fun main(args: Array<String>) = runBlocking {
     val model = Model(args[0])
-    check(model.chat("user" to "h\u00e9\ud83d\ude00") == "[user]h\u00e9\ud83d\ude00[assistant]")
+    check(model.chat("user" to "h\u00e9\ud83d\ude00") == "<s>[user]h\u00e9\ud83d\ude00[assistant]")
     check(model.tokenize("the key").isNotEmpty() && model.estimate(64, 1) > 0)
     check(runCatching { Model("/no/such/file.gguf") }.exceptionOrNull() is LociException)
 
