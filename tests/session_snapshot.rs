@@ -179,6 +179,42 @@ fn no_field_can_make_it_panic_or_allocate_without_bound() {
 }
 
 #[test]
+fn no_layer_may_hold_less_than_its_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(vec![]);
+    let good = std::fs::read(saved(&model, dir.path())).unwrap();
+    let bad_path = dir.path().join("bad");
+    let body = good.len() - 12;
+    let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().unwrap()) as usize;
+    // Whatever may be a layer of the window: its tokens, its bytes, its tiles of sixteen tokens.
+    let is_layer = |at: usize| {
+        let (tokens, bytes) = (word(at), word(at + 8));
+        (1..=64).contains(&tokens) && bytes >= 1024 && bytes.is_multiple_of(tokens.div_ceil(16)) && bytes <= body - at - 16
+    };
+    let mut refused = 0;
+    for at in (16..body - 16).filter(|at| is_layer(*at)) {
+        let (tokens, bytes) = (word(at), word(at + 8));
+        for less in [0, 1, tokens / 2, tokens - 1] {
+            let kept = bytes / tokens.div_ceil(16) * less.div_ceil(16);
+            let mut bad = good[..at].to_vec();
+            bad.extend([less, kept].iter().flat_map(|x| (*x as u64).to_le_bytes()));
+            bad.extend(&good[at + 16..at + 16 + kept]);
+            bad.extend(&good[at + 16 + bytes..body]);
+            let (len, crc) = (bad.len() as u64, crc32c::crc32c(&bad));
+            bad.extend(len.to_le_bytes());
+            bad.extend(crc.to_le_bytes());
+            std::fs::write(&bad_path, &bad).unwrap();
+            match Session::load(model.clone(), &bad_path, &[]) {
+                Err(_) => refused += 1,
+                // It was no layer. More than the window holds: what is in it leaves.
+                Ok(mut s) => drop(s.prefill(&ids(70, 8), &mut |_, _| Continue(()))),
+            }
+        }
+    }
+    assert!(refused >= 3 * 4, "three layers: {refused} refused");
+}
+
+#[test]
 fn what_does_not_belong_together_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(vec![]);

@@ -206,11 +206,11 @@ impl Window {
         self.layers.iter().map(|l| (l.len, &l.tiles[..]))
     }
 
-    /// Takes up what [`Window::contents`] of an equal window gave, whose first entry was at position `first`. False, and nothing
-    /// changed, if it does not fit.
+    /// Takes up what [`Window::contents`] of an equal window gave, whose first entry was at position `first`; every layer has `len`
+    /// entries. False, and nothing changed, if it does not fit.
     pub fn restore(&mut self, first: i64, len: usize, layers: &[(usize, &[u8])]) -> Result<bool> {
         let fits =
-            |((tokens, tiles), shape): (&(usize, &[u8]), &LayerShape)| *tokens <= len && tiles.len() == shape.bytes(self.kv, *tokens);
+            |((tokens, tiles), shape): (&(usize, &[u8]), &LayerShape)| *tokens == len && tiles.len() == shape.bytes(self.kv, *tokens);
         if len > self.capacity || layers.len() != self.layers.len() || !layers.iter().zip(&self.shapes).all(fits) {
             return Ok(false);
         }
