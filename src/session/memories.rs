@@ -148,12 +148,16 @@ impl Session {
         let oldest = self.tokens.len() - usize::from(self.pending) - self.window.len();
         let raw = self.raw_entries(n)?;
         let layers: Vec<LayerKv<'_>> = raw.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
+        let h = self.model.hparams();
+        let sinks = if h.fot.is_none() { self.recall.sinks_wanted().min(n) } else { 0 };
+        // Nothing may fail once the entries are taken: they would be taken again.
+        if sinks > 0 {
+            self.recall.reserve_sinks(h, sinks)?;
+        }
         take(&self.model, &self.tokens[oldest..oldest + n], &layers)?;
-        let sinks = self.recall.sinks_wanted().min(n);
-        if self.model.hparams().fot.is_none() && sinks > 0 {
-            let h = self.model.hparams();
+        if sinks > 0 {
             let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
-            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])))?;
+            self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])));
         }
         self.window.evict(n);
         Ok(())

@@ -203,21 +203,25 @@ impl Recall {
         self.sinks.tokens > 0
     }
 
-    /// Keeps `tokens` more of the text's first tokens: unrotated keys and values of each stored layer, in order.
-    pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone) -> Result<()> {
+    /// Makes room for `tokens` more of the text's first tokens, so that [`Recall::keep_sinks`] cannot fail.
+    pub fn reserve_sinks(&mut self, h: &Hparams, tokens: usize) -> Result<()> {
         self.sinks.keys.resize(self.layers.len(), Vec::new());
         self.sinks.values.resize(self.layers.len(), Vec::new());
-        for (slot, (keys, values)) in layers.clone().enumerate() {
-            try_reserve(&mut self.sinks.keys[slot], "the first tokens", keys.len())?;
-            try_reserve(&mut self.sinks.values[slot], "the first tokens", values.len())?;
+        let keys = self.sinks.keys.iter_mut().map(|keys| (keys, h.key_length));
+        for (rows, length) in keys.chain(self.sinks.values.iter_mut().map(|values| (values, h.value_length))) {
+            try_reserve(rows, "the first tokens", tokens * h.head_count_kv * length)?;
         }
+        Ok(())
+    }
+
+    /// Keeps `tokens` more of the text's first tokens, for which there is room: unrotated keys and values of each stored layer, in order.
+    pub fn keep_sinks<'a>(&mut self, tokens: usize, layers: impl Iterator<Item = (&'a [f32], &'a [f32])>) {
         for (slot, (keys, values)) in layers.enumerate() {
             self.sinks.keys[slot].extend_from_slice(keys);
             self.sinks.values[slot].extend_from_slice(values);
         }
         self.sinks.tokens += tokens;
         self.choice += 1;
-        Ok(())
     }
 
     /// The blocks that were chosen, in text order, each with its share of the votes.
