@@ -619,10 +619,11 @@ LOCI_API loci_status loci_memory_sources(loci_memory *memory, size_t *count);
 LOCI_API loci_status loci_memory_source(loci_memory *memory, size_t index, loci_source *out);
 
 /* Forgets what was remembered under this label: nobody reads it any more, durably, and it leaves the file with the next
- * compaction. tokens (may be NULL) is how many that were. */
+ * compaction. tokens (may be NULL) is how many that were. LOCI_CORRUPT if sources are damaged, so that some of it may be left: all that
+ * could be found is forgotten then. */
 LOCI_API loci_status loci_memory_forget(loci_memory *memory, const char *source, uint64_t *tokens);
 
-/* Reads every byte and compares it with its checksum: damaged is the number of parts that are not as they were written. progress
+/* Reads all that has a checksum and compares the two: damaged is the number of parts that are not as they were written. progress
  * (may be NULL) counts bytes. */
 LOCI_API loci_status loci_memory_verify(loci_memory *memory, loci_progress_fn progress, void *user, uint64_t *damaged);
 

@@ -292,6 +292,101 @@ fn an_error_of_any_call_loses_nothing_acknowledged() {
 }
 
 #[test]
+fn what_a_killed_writer_left_unsynced_is_never_vouched_for_before_it_is_durable() {
+    // A writer that was killed between a commit page and its sync: another process finds the commit in the system's memory.
+    let (disk, states) = written(&[6, 5], 9);
+    let log = disk.state().log.clone();
+    let killed = log.iter().rposition(|op| matches!(op, Op::Sync)).unwrap();
+    let mut start = Moment::default();
+    log[..killed].iter().for_each(|op| start.apply(op));
+    assert!(!start.unsure().is_empty());
+    let seen = Disk::with(start.image(|_| Fate::New, true, 0));
+    let mut m = open(&seen, Access::Write).unwrap();
+    check(&m, &states[2]);
+    assert_eq!(m.forget("a book").unwrap(), 11);
+    let (mut rng, mut moment, mut syncs, mut lost) = (Rng(4), start, 0, 0);
+    let log = seen.state().log.clone();
+    for op in std::iter::once(None).chain(log.iter().map(Some)) {
+        if let Some(op) = op {
+            moment.apply(op);
+            syncs += matches!(op, Op::Sync) as usize;
+        }
+        for _ in 0..60 {
+            let m = open(&Disk::with(random_image(&moment, &mut rng)), Access::Write).unwrap();
+            assert!(m.len() == 11 || m.len() == 6 && syncs == 0, "{} tokens after {syncs} syncs", m.len());
+            lost += usize::from(m.len() == 6);
+        }
+    }
+    assert!(lost > 10 && syncs == 4, "{lost} {syncs}");
+}
+
+#[test]
+fn a_reader_goes_on_after_an_error_of_any_call_of_its_refresh() {
+    let (disk, states) = written(&[6], 9);
+    // What the writer adds meanwhile: more than before, so that maps are joined over it.
+    let (mut next, mut all) = (5000, states[1].clone());
+    let (before, mut m) = (disk.bytes(), open(&disk, Access::Write).unwrap());
+    for n in [1, 9, 2, 30] {
+        let new = seeds(&mut next, n);
+        append(&mut m, &new).unwrap();
+        m.commit().unwrap();
+        all.extend(new);
+    }
+    let after = disk.bytes();
+    let (mut failed, mut call) = (0, 0);
+    loop {
+        let disk = Disk::with(before.clone());
+        let mut reader = open(&disk, Access::Read).unwrap();
+        check(&reader, &states[1]);
+        disk.state().bytes = after.clone();
+        let now = disk.state().calls;
+        disk.state().fail = Some((now + call, 1, Failure::Eio));
+        let refreshed = reader.refresh();
+        disk.state().fail = None;
+        if refreshed.is_ok() {
+            break;
+        }
+        failed += 1;
+        check(&reader, &all[..reader.len() as usize]);
+        reader.refresh().unwrap();
+        check(&reader, &all);
+        call += 1;
+    }
+    assert!(failed > 8, "{failed}");
+}
+
+#[test]
+fn verify_finds_under_an_open_handle_what_the_next_open_would_refuse() {
+    let (disk, _) = written(&[6, 3], 9);
+    let mut m = open(&disk, Access::Write).unwrap();
+    assert_eq!(m.forget("a book").unwrap(), 9);
+    append(&mut m, &[1, 2, 3]).unwrap();
+    m.commit().unwrap();
+    drop(m);
+    let good = disk.bytes();
+    let (mut refused, mut both) = (0, 0);
+    let pages: Vec<usize> = (0..good.len()).step_by(PAGE).filter(|p| good[*p..].starts_with(b"LOCI")).collect();
+    assert_eq!(pages.len(), 2 + 2 * 4, "two superblocks; headers and commit pages, those of a record among them");
+    for page in pages {
+        for at in (page..page + PAGE).step_by(37) {
+            let disk = Disk::with(good.clone());
+            let m = open(&disk, Access::Read).unwrap();
+            disk.state().bytes[at] ^= 1 << (at % 8);
+            if page < 2 * PAGE && at % 2 == 0 {
+                // The other copy as well: one alone is no loss.
+                disk.state().bytes[PAGE - page] ^= 1;
+                both += 1;
+            }
+            let damages = m.verify(|_, _| true).unwrap();
+            let opens = open(&disk, Access::Read).is_ok();
+            assert_eq!(damages.is_empty(), opens, "byte {at}: {damages:?}");
+            refused += usize::from(!opens);
+        }
+    }
+    assert!(refused > 800 && both > 50, "{refused} {both}");
+}
+
+#[test]
 fn an_error_while_reading_is_an_error_and_passes() {
     let (disk, states) = written(&[6, 5], 9);
     let all = states.last().unwrap();
@@ -382,11 +477,15 @@ fn any_flipped_bit_is_refused_or_reported_or_harmless() {
             }
             let others = [
                 m.tokens(0..m.len()).map(|t| assert_eq!(t, *all)),
-                m.sources().map(|s| assert_eq!(s, sources)),
                 m.mean_keys(0).map(|k| assert_eq!(k, whole.mean_keys(0).unwrap())),
                 m.mean_keys(1).map(|k| assert_eq!(k, whole.mean_keys(1).unwrap())),
                 m.radii(1).map(|r| assert_eq!(r, whole.radii(1).unwrap())),
             ];
+            // Damaged sources are counted, and those of the other commit stay.
+            let found = m.sources().unwrap();
+            let damaged = m.stats().damaged_sections;
+            assert!(found.len() + damaged == sources.len() && found.iter().all(|s| sources.contains(s)), "byte {at}");
+            bad += damaged;
             for e in others.into_iter().filter_map(|r| r.err()) {
                 assert!(matches!(e, Error::Corrupt { .. }), "byte {at}: {e}");
                 bad += 1;
@@ -520,6 +619,87 @@ fn no_field_can_make_it_panic_or_hang_or_allocate_without_bound() {
         }
     }
     assert!(opened > 100);
+}
+
+/// Makes all checksums of the file's first and only commit right again.
+fn forge(bytes: &mut [u8]) {
+    let header = 2 * PAGE;
+    let u32_at = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let tokens = header + PAGE..header + PAGE + 4 * u32_at(bytes, header + 64);
+    let spans = tokens.end.next_multiple_of(64)..tokens.end.next_multiple_of(64) + u32_at(bytes, header + 72);
+    for (i, section) in [tokens, spans].into_iter().enumerate() {
+        let crc = crc32c::crc32c(&bytes[section]);
+        bytes[header + 76 + 4 * i..][..4].copy_from_slice(&crc.to_le_bytes());
+    }
+    reseal(&mut bytes[header..header + PAGE]);
+    let commit = (header + PAGE..bytes.len()).step_by(PAGE).find(|p| bytes[*p..].starts_with(b"LOCICMT\n")).unwrap();
+    let before: [u8; 8] = bytes[commit + 56..commit + 64].try_into().unwrap();
+    let hashed = before.iter().chain(&bytes[header..header + PAGE]);
+    let hash = hashed.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    bytes[commit + 64..commit + 72].copy_from_slice(&hash.to_le_bytes());
+    reseal(&mut bytes[commit..commit + PAGE]);
+    // The superblock that names the old hash; the other one, from before the commit, says nothing of it.
+    bytes[PAGE..2 * PAGE].fill(0);
+}
+
+#[test]
+fn no_word_of_the_token_ids_and_sources_can_make_it_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("forged.lmem");
+    let mut m = Memory::create(&path, geometry(), fingerprint()).unwrap();
+    for (label, seeds) in [("first", 100..120), ("second", 120..127), ("first", 127..140)] {
+        let (rows, ids) = (vec![0.5; seeds.len() * 8], seeds.clone().collect::<Vec<u32>>());
+        let layers = vec![LayerKv { keys: &rows, values: &rows[..seeds.len() * 6] }; 2];
+        m.append(&ids, Some(Source { label, text: u64::from(seeds.start)..u64::from(seeds.end) }), &layers).unwrap();
+    }
+    m.commit().unwrap();
+    let sources = m.sources().unwrap();
+    drop(m);
+    let good = std::fs::read(&path).unwrap();
+    let mut forged = good.clone();
+    forge(&mut forged);
+    check_forged(&path, &forged, Some(&sources));
+    let spans = 3 * PAGE + 192;
+    assert_eq!(good[spans..spans + 16], [3u64, 0].map(u64::to_le_bytes).concat());
+    let (mut changed, mut unread) = (0, 0);
+    for at in (3 * PAGE..3 * PAGE + 160).step_by(20).chain((spans..spans + 8 + 3 * 40 + 16).step_by(2)) {
+        for word in [0u64, 1, 5, 10, 19, 20, 21, 27, 39, 40, 1 << 40, 1 << 63, u64::MAX] {
+            let mut bad = good.clone();
+            bad[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            forge(&mut bad);
+            unread += usize::from(check_forged(&path, &bad, None));
+            changed += 1;
+        }
+    }
+    // The sources of two parts of a text may not overlap: the second one, of tokens 20 to 27, moved before the first one's end.
+    let second = spans + 8 + 40 + "first".len();
+    assert_eq!(good[second..second + 16], [20u64, 27].map(u64::to_le_bytes).concat());
+    let mut bad = good.clone();
+    bad[second..second + 16].copy_from_slice(&[5u64, 10].map(u64::to_le_bytes).concat());
+    forge(&mut bad);
+    assert!(check_forged(&path, &bad, None), "overlapping sources");
+    assert!(changed > 800 && unread > 200, "{unread} of {changed}");
+}
+
+/// Does all that can be done to a memory with these bytes. True if its sources cannot be read.
+fn check_forged(path: &std::path::Path, bytes: &[u8], sources: Option<&[SourceSpan]>) -> bool {
+    std::fs::write(path, bytes).unwrap();
+    let mut m = Memory::open(path, None).unwrap();
+    assert_eq!((m.len(), m.verify(|_, _| true).unwrap().len()), (40, 0), "every checksum is right");
+    let found = m.sources().unwrap();
+    assert!(sources.is_none_or(|s| s == found));
+    assert!(found.windows(2).all(|w| w[0].tokens.end <= w[1].tokens.start) && found.iter().all(|s| s.tokens.end <= 40));
+    let unread = m.stats().damaged_sections > 0;
+    assert_eq!(m.forget("second").is_err(), unread);
+    drop(m);
+    let plain = Memory::compact(path, None, Default::default(), |_, _| true);
+    assert_eq!(plain.is_err(), unread, "{plain:?}");
+    if unread {
+        assert!(matches!(plain, Err(Error::Format { .. })), "{plain:?}");
+        let options = loci::memory::CompactOptions { drop_damaged: true, ..Default::default() };
+        assert_eq!(Memory::compact(path, None, options, |_, _| true).unwrap().tokens, 40);
+    }
+    unread
 }
 
 #[test]

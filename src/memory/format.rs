@@ -296,18 +296,24 @@ pub fn encode_spans(spans: &[SourceSpan], first_token: u64) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Parses the source spans of a segment and gives each to `each`.
+/// Parses the source spans of a segment and gives each to `each`: in the order of their tokens, none of which is in two of them.
 pub fn parse_spans(bytes: &[u8], offset: u64, header: &SegmentHeader, mut each: impl FnMut(SourceSpan)) -> Result<()> {
     let mut c = Cursor::with_base(FILE, bytes, offset);
     let count = c.count("source span count", 40)?;
+    let mut last = 0;
     for _ in 0..count {
         let at = c.offset();
         let (start, end) = (c.u64("span.tokens.start")?, c.u64("span.tokens.end")?);
-        if start >= end || end > u64::from(header.token_count) {
-            let expected = format!("a range within {} tokens", header.token_count);
+        if start < last || start >= end || end > u64::from(header.token_count) {
+            let expected = format!("a range within tokens {last} to {}", header.token_count);
             return Err(c.error_at(at, "span.tokens", expected, format!("{start}..{end}")));
         }
+        last = end;
+        let at = c.offset();
         let text = c.u64("span.text.start")?..c.u64("span.text.end")?;
+        if text.start > text.end {
+            return Err(c.error_at(at, "span.text", "a range", format!("{text:?}")));
+        }
         let len = c.count("span.label length", 1)?;
         let at = c.offset();
         let label = match std::str::from_utf8(c.take("span.label", len)?) {

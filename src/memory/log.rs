@@ -8,7 +8,7 @@
 
 use super::format::LABEL_BYTES_MAX;
 use crate::bytes::{Cursor, FileStorage, Storage};
-use crate::error::{Error, Result, try_zeroed};
+use crate::error::{Error, Result, try_with_capacity, try_zeroed};
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "token log";
@@ -55,8 +55,8 @@ impl TokenLog {
     }
 
     /// Writes a document, durably.
-    pub fn write(&mut self, uuid: &[u8; 16], document: &Unfinished) -> Result<()> {
-        let bytes = encode(uuid, document);
+    pub fn write(&mut self, uuid: &[u8; 16], label: Option<&str>, tokens: &[u32], first_token: u64) -> Result<()> {
+        let bytes = encode(uuid, label, tokens, first_token)?;
         let io = |source| Error::Io { what: "write the token log".into(), source };
         match &mut self.place {
             Place::Storage(storage) => storage.write_all_at(&bytes, 0).and_then(|()| storage.sync()).map_err(io),
@@ -104,21 +104,21 @@ impl TokenLog {
     }
 }
 
-fn encode(uuid: &[u8; 16], d: &Unfinished) -> Vec<u8> {
-    let label = d.label.as_deref().unwrap_or("");
-    let mut out = Vec::with_capacity(HEAD_BYTES + label.len() + 4 * d.tokens.len() + 4);
+fn encode(uuid: &[u8; 16], label: Option<&str>, tokens: &[u32], first_token: u64) -> Result<Vec<u8>> {
+    let text = label.unwrap_or("");
+    let mut out = try_with_capacity("the token log", HEAD_BYTES + text.len() + 4 * tokens.len() + 4)?;
     out.extend(MAGIC);
     out.extend(VERSION.to_le_bytes());
     out.extend(0u32.to_le_bytes());
     out.extend(uuid);
-    let label_bytes = d.label.as_ref().map_or(u64::MAX, |l| l.len() as u64);
-    for x in [d.first_token, label_bytes, d.tokens.len() as u64] {
+    let label_bytes = label.map_or(u64::MAX, |l| l.len() as u64);
+    for x in [first_token, label_bytes, tokens.len() as u64] {
         out.extend(x.to_le_bytes());
     }
-    out.extend(label.as_bytes());
-    out.extend(d.tokens.iter().flat_map(|t| t.to_le_bytes()));
+    out.extend(text.as_bytes());
+    out.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
     out.extend(crc32c::crc32c(&out).to_le_bytes());
-    out
+    Ok(out)
 }
 
 /// The document, unless anything about it is not right. A longer file is: an older log may have been longer.
@@ -153,7 +153,7 @@ mod tests {
     fn what_is_not_whole_is_nothing() {
         for label in [None, Some("größe.txt".to_owned())] {
             let document = Unfinished { label, tokens: (0..50).collect(), first_token: 7 };
-            let good = encode(&[5; 16], &document);
+            let good = encode(&[5; 16], document.label.as_deref(), &document.tokens, 7).unwrap();
             assert_eq!(parse(&good, &[5; 16]), Some(document.clone()));
             assert_eq!(parse(&[&good[..], b"left over"].concat(), &[5; 16]), Some(document));
             assert_eq!(parse(&good, &[6; 16]), None);

@@ -29,6 +29,8 @@ pub struct Compaction {
     pub bytes: u64,
     /// Blocks left out because they were damaged.
     pub dropped_blocks: usize,
+    /// Blocks kept without their sources because those were damaged.
+    pub unlabelled_blocks: usize,
 }
 
 /// How to compact.
@@ -36,23 +38,25 @@ pub struct Compaction {
 pub struct CompactOptions {
     /// Another codec for the new file.
     pub codec: Option<Codec>,
-    /// Leave damaged blocks out; otherwise they are an error.
+    /// Leave damaged blocks out, and damaged sources; otherwise they are an error.
     pub drop_damaged: bool,
 }
 
 impl Memory {
-    /// Reads every committed byte and compares it with its checksum. `progress` is told the bytes read and the bytes in all, and
+    /// Reads everything that is committed and has a checksum, and compares the two: the pages of the chain, sections, extents. A single
+    /// bad copy of the superblock is none of it: a crash may leave that, and the next commit mends it. `progress` is told the bytes read and the bytes in all, and
     /// returns false to stop ([`Error::Cancelled`]). An empty list means that all is well.
     pub fn verify(&self, mut progress: impl FnMut(u64, u64) -> bool) -> Result<Vec<Damage>> {
         let mut damages = Vec::new();
         let Some(store) = &self.store else { return Ok(damages) };
         not_truncated(&*store.storage, store.tip().end)?;
         let (mut done, total) = (0, store.tip().end.min(file_len(&*store.storage)?));
+        let mut step = |bytes: u64| {
+            done += bytes;
+            progress(done.min(total), total)
+        };
+        store.scrub_pages(&mut |d| damages.push(d), &mut step)?;
         for segment in &store.segments {
-            let mut step = |bytes: u64| {
-                done += bytes;
-                progress(done.min(total), total)
-            };
             segment.scrub(&*store.storage, &self.geometry().clone(), &mut |d| damages.push(d), &mut step)?;
         }
         Ok(damages)
@@ -198,7 +202,10 @@ fn copy(
     done: &mut Compaction,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let spans = old.sources()?;
+    let (spans, mut unlabelled) = old.sources_and_gaps()?;
+    if !drop_damaged && let Some((_, damage)) = unlabelled.pop() {
+        return Err(damage);
+    }
     let mut last: Option<&str> = None;
     for block in 0..old.blocks() {
         let span = old.block(block)?;
@@ -206,13 +213,15 @@ fn copy(
         if !old.is_readable(block) {
             continue;
         }
-        let rows = match rows_of(old, block, span.len) {
-            Err(Error::Corrupt { .. }) if drop_damaged => {
-                done.dropped_blocks += 1;
-                continue;
-            }
-            rows => rows?,
+        let mut read = rows_of(old, block, span.len).and_then(|rows| Ok(Some((old.tokens(tokens.clone())?, rows))));
+        if drop_damaged {
+            read = old.or_drop(block, read).map(Option::flatten);
+        }
+        let Some((ids, rows)) = read? else {
+            done.dropped_blocks += 1;
+            continue;
         };
+        done.unlabelled_blocks += usize::from(unlabelled.iter().any(|gap| gap.0.contains(&tokens.start)));
         for (part, source) in cut(&spans, tokens.clone()) {
             let label = source.as_ref().map(|s| s.label);
             if last != label || new.pending_len() >= COMPACT_TOKENS {
@@ -223,7 +232,7 @@ fn copy(
             let at = (part.start - tokens.start) as usize..(part.end - tokens.start) as usize;
             let of = |side: Side| at.start * g.heads() * g.length(side)..at.end * g.heads() * g.length(side);
             let layers: Vec<_> = rows.iter().map(|(k, v)| LayerKv { keys: &k[of(Side::Keys)], values: &v[of(Side::Values)] }).collect();
-            new.append(&old.tokens(part)?, source, &layers)?;
+            new.append(&ids[at], source, &layers)?;
         }
         if !progress(tokens.end, old.len()) {
             return Err(Error::Cancelled);

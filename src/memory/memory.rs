@@ -315,6 +315,7 @@ impl Memory {
         if let Some(store) = &self.store {
             (stats.committed_tokens, stats.commits, stats.file_bytes) = (store.tip().tokens, store.tip().sequence, store.tip().end);
             (stats.mapped_bytes, stats.maps) = store.maps.mapped();
+            stats.damaged_sections = store.damaged_sections.load(Relaxed);
         }
         stats.forgotten_tokens = self.forgotten().tokens();
         stats.dropped_blocks = self.dropped_count.load(Relaxed);

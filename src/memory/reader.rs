@@ -16,9 +16,27 @@ use crate::error::{Error, Result, try_reserve};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Tokens whose sources are damaged, and how.
+pub(super) type Gaps = Vec<(Range<u64>, Error)>;
+
 impl Memory {
     /// The ids of a range of tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a range that is not there; [`Error::Corrupt`] if any of them are damaged.
     pub fn tokens(&self, range: Range<u64>) -> Result<Vec<u32>> {
+        self.read_tokens(range, None)
+    }
+
+    /// As [`Memory::tokens`], but with zeros in the place of ids that are damaged, and with the ranges in which they are. The damage is
+    /// counted ([`Stats::damaged_sections`](super::Stats::damaged_sections)), and the log has it once.
+    pub fn tokens_and_gaps(&self, range: Range<u64>) -> Result<(Vec<u32>, Vec<Range<u64>>)> {
+        let mut gaps = Vec::new();
+        let ids = self.read_tokens(range, Some(&mut gaps))?;
+        Ok((ids, gaps))
+    }
+
+    fn read_tokens(&self, range: Range<u64>, mut gaps: Option<&mut Vec<Range<u64>>>) -> Result<Vec<u32>> {
         if range.start > range.end || range.end > self.len() {
             return Err(Error::argument("range", format!("a range within {} tokens", self.len()), format!("{range:?}")));
         }
@@ -31,27 +49,51 @@ impl Memory {
         if let Some(store) = &self.store {
             let from = store.segments.partition_point(|s| s.header.first_token + u64::from(s.header.token_count) <= range.start);
             for segment in store.segments.iter().skip(from).take_while(|s| s.header.first_token < range.end) {
-                let ids = store.section(segment, Section::Tokens)?.as_chunks().0;
                 let part = part(segment.header.first_token, segment.header.token_count.into());
-                out.extend(ids[part].iter().map(|b| u32::from_le_bytes(*b)));
+                let ids = match (store.section(segment, Section::Tokens), &mut gaps) {
+                    (read, None) => read?,
+                    (read, Some(gaps)) => match store.or_skip(segment, Section::Tokens, read)? {
+                        Ok(ids) => ids,
+                        Err(_) => {
+                            let of_memory = |i: usize| segment.header.first_token + i as u64;
+                            gaps.push(of_memory(part.start)..of_memory(part.end));
+                            out.resize(out.len() + part.len(), 0);
+                            continue;
+                        }
+                    },
+                };
+                out.extend(ids.as_chunks().0[part].iter().map(|b| u32::from_le_bytes(*b)));
             }
         }
         out.extend(&self.pending.tokens[part(self.committed_len(), self.pending.tokens.len() as u64)]);
         Ok(out)
     }
 
-    /// Where the tokens come from, in the order of the tokens. Tokens without a source, and forgotten ones, are in none of the spans.
+    /// Where the tokens come from, in the order of the tokens. Tokens without a source, and forgotten ones, are in none of the spans; nor
+    /// are those whose sources are damaged, which is counted ([`Stats::damaged_sections`](super::Stats::damaged_sections)) and logged.
     pub fn sources(&self) -> Result<Vec<SourceSpan>> {
-        let mut out: Vec<SourceSpan> = Vec::new();
+        Ok(self.sources_and_gaps()?.0)
+    }
+
+    /// [`Memory::sources`], and which tokens that are not forgotten have sources that are damaged, with the damage.
+    pub(super) fn sources_and_gaps(&self) -> Result<(Vec<SourceSpan>, Gaps)> {
+        let (mut out, mut gaps): (Vec<SourceSpan>, Gaps) = Default::default();
         if let Some(store) = &self.store {
             for segment in &store.segments {
                 let at = segment.offset + segment.layout.sections[Section::Spans as usize].0;
-                parse_spans(store.section(segment, Section::Spans)?, at, &segment.header, |span| out.push(span))?;
+                let before = out.len();
+                let read = store.section(segment, Section::Spans);
+                let read = read.and_then(|bytes| parse_spans(bytes, at, &segment.header, |span| out.push(span)));
+                if let Err(damage) = store.or_skip(segment, Section::Spans, read)? {
+                    out.truncate(before);
+                    gaps.push((segment.tokens(), damage));
+                }
             }
         }
         out.extend(self.pending.spans.iter().cloned());
         out.retain(|span| !self.forgotten().covers(&span.tokens));
-        Ok(out)
+        gaps.retain(|gap| !self.forgotten().covers(&gap.0));
+        Ok((out, gaps))
     }
 
     /// The tokens of a block.

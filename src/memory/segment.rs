@@ -6,6 +6,7 @@ use super::maps::Maps;
 use super::{Damage, Geometry};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_zeroed};
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -24,6 +25,8 @@ pub struct Segment {
     pub layout: Layout,
     /// A bit for each section that was found right.
     sections_checked: AtomicU8,
+    /// A bit for each section that was found damaged.
+    sections_damaged: AtomicU8,
     /// A bit for each extent that was found right; made at the first touch.
     extents_checked: OnceLock<Vec<AtomicU64>>,
 }
@@ -42,7 +45,19 @@ fn check_crc(offset: u64, what: impl FnOnce() -> String, recorded: u32, computed
 impl Segment {
     /// A segment at `offset`, nothing of it checked but its header.
     pub fn new(offset: u64, first_block: usize, header: SegmentHeader, layout: Layout) -> Segment {
-        Segment { offset, first_block, header, layout, sections_checked: AtomicU8::new(0), extents_checked: OnceLock::new() }
+        let (sections_checked, sections_damaged, extents_checked) = Default::default();
+        Segment { offset, first_block, header, layout, sections_checked, sections_damaged, extents_checked }
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> Range<u64> {
+        self.header.first_token..self.header.first_token + u64::from(self.header.token_count)
+    }
+
+    /// The section is damaged; true if nobody has noted that before.
+    pub fn note_damage(&self, section: Section) -> bool {
+        let bit = 1 << section as u8;
+        self.sections_damaged.fetch_or(bit, Relaxed) & bit == 0
     }
 
     /// The byte after its last extent.

@@ -11,11 +11,12 @@ use super::page::Block;
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated, read};
 use super::superblock::{RECORDS, Superblock, read_superblocks};
-use super::{Access, Fingerprint, Geometry, SourceSpan};
+use super::{Access, Damage, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
-use crate::error::{Error, Result, try_with_capacity};
+use crate::error::{Error, Result, try_reserve, try_with_capacity};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The committed part of a memory.
 pub struct Store {
@@ -29,6 +30,8 @@ pub struct Store {
     /// Tokens that are not to be read any more.
     pub(super) forgotten: TokenRanges,
     access: Access,
+    /// Sections of token ids or sources that were found damaged.
+    pub(super) damaged_sections: AtomicUsize,
     /// Set by a failed commit page or sync: what is on the disk is unknown from then on.
     poisoned: bool,
 }
@@ -91,8 +94,8 @@ impl Store {
     /// Before the first commit of the chain.
     fn at_start(storage: Box<dyn Storage>, superblock: Superblock, slot: u64, access: Access) -> Store {
         let tip = Tip::start(&superblock.uuid);
-        let (segments, maps, forgotten) = (Vec::new(), Maps::default(), TokenRanges::default());
-        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, poisoned: false }
+        let (segments, maps, forgotten, damaged_sections) = Default::default();
+        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, damaged_sections, poisoned: false }
     }
 
     /// What no other file has.
@@ -130,6 +133,21 @@ impl Store {
         segment.section(&self.maps, &*self.storage, section)
     }
 
+    /// What was read of a section, or what is wrong if the section is damaged, which is counted and said in the log once. Other errors
+    /// stay errors.
+    pub fn or_skip<T>(&self, segment: &Segment, section: Section, read: Result<T>) -> Result<Result<T>> {
+        match read {
+            Err(e @ (Error::Corrupt { .. } | Error::Format { .. })) if not_truncated(&*self.storage, self.tip.end).is_ok() => {
+                if segment.note_damage(section) {
+                    log::warn!("{section:?} of segment {} of a memory are damaged and left out: {e}", segment.header.sequence);
+                    self.damaged_sections.fetch_add(1, Relaxed);
+                }
+                Ok(Err(e))
+            }
+            read => read.map(Ok),
+        }
+    }
+
     /// Mean keys of some blocks of a segment, unchecked.
     pub fn means(&self, segment: &Segment, layer_slot: usize, blocks: std::ops::Range<usize>) -> Result<&[u8]> {
         let geometry = &self.superblock.geometry;
@@ -159,6 +177,13 @@ impl Store {
         not_truncated(&*self.storage, durable.end)?;
         let len = file_len(&*self.storage)?;
         let from = self.tip.end;
+        let followed = self.follow_to(durable, further, len);
+        // After an error too: what was taken in until then is there, and the next round goes on behind it.
+        self.maps.extend(from, self.tip.end - from);
+        followed
+    }
+
+    fn follow_to(&mut self, durable: &Tip, further: bool, len: u64) -> Result<()> {
         loop {
             if self.tip.sequence == durable.sequence && self.tip != *durable {
                 let what = format!("the superblock records {durable:?}, the commit chain arrives at {:?}", self.tip);
@@ -185,7 +210,6 @@ impl Store {
                 }
             }
         }
-        self.maps.extend(from, self.tip.end - from);
         Ok(())
     }
 
@@ -199,31 +223,74 @@ impl Store {
 
     /// The commit after the tip, in a file of `len` bytes; with `in_full` its every byte is checked.
     fn next_commit(&self, len: u64, in_full: bool) -> Result<(Segment, Tip)> {
-        let (geometry, uuid, at) = (&self.superblock.geometry, &self.superblock.uuid, self.tip.end);
-        let sequence = self.tip.sequence.saturating_add(1);
-        let room = len.saturating_sub(at);
-        if room < 2 * PAGE {
-            return Err(corrupt(at, format!("commit {sequence} is missing: {room} bytes to the end of the file")));
-        }
-        let mut header_page = [0; PAGE_BYTES];
-        read(&*self.storage, &mut header_page, at)?;
-        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, &self.tip, self.superblock.incompat & RECORDS != 0)?;
-        if layout.segment_bytes + PAGE > room {
-            let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
-            return Err(corrupt(at, what));
-        }
-        let mut commit_page = [0; PAGE_BYTES];
-        read(&*self.storage, &mut commit_page, at + layout.segment_bytes)?;
-        let tip = CommitPage::check(&commit_page, &header_page, &layout, header.token_count, uuid, &self.tip)?;
-        let segment = Segment::new(at, self.blocks(), header, layout);
+        let (header, layout, tip) = self.pages_after(&self.tip, len)?;
+        let segment = Segment::new(self.tip.end, self.blocks(), header, layout);
         if in_full {
             let mut damage = None;
+            let geometry = &self.superblock.geometry;
             segment.scrub(&*self.storage, geometry, &mut |d| damage = damage.take().or(Some(d.error)), &mut |_| true)?;
             if let Some(damage) = damage {
                 return Err(damage);
             }
         }
         Ok((segment, tip))
+    }
+
+    /// The two pages of the commit after `before`, in a file of `len` bytes.
+    fn pages_after(&self, before: &Tip, len: u64) -> Result<(SegmentHeader, Layout, Tip)> {
+        let (geometry, uuid, at) = (&self.superblock.geometry, &self.superblock.uuid, before.end);
+        let sequence = before.sequence.saturating_add(1);
+        let room = len.saturating_sub(at);
+        if room < 2 * PAGE {
+            return Err(corrupt(at, format!("commit {sequence} is missing: {room} bytes to the end of the file")));
+        }
+        let mut header_page = [0; PAGE_BYTES];
+        read(&*self.storage, &mut header_page, at)?;
+        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, before, self.superblock.incompat & RECORDS != 0)?;
+        if layout.segment_bytes + PAGE > room {
+            let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
+            return Err(corrupt(at, what));
+        }
+        let mut commit_page = [0; PAGE_BYTES];
+        read(&*self.storage, &mut commit_page, at + layout.segment_bytes)?;
+        let tip = CommitPage::check(&commit_page, &header_page, &layout, header.token_count, uuid, before)?;
+        Ok((header, layout, tip))
+    }
+
+    /// Reads the superblocks and every page of the chain again. `progress` gets the bytes read and says whether to go on.
+    pub fn scrub_pages(&self, found: &mut dyn FnMut(Damage), progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+        let mut damage = |first: usize, error| found(Damage { blocks: first..self.blocks(), layer_slot: None, error });
+        // One bad copy is what a crash may leave, and the next commit writes it anew.
+        match read_superblocks(&*self.storage) {
+            Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => damage(0, error),
+            Err(e) => return Err(e),
+            Ok((s, _)) if s.uuid != self.superblock.uuid => damage(0, corrupt(0, "another memory stands in this file now".into())),
+            Ok(_) => {}
+        }
+        let (mut tip, len, mut block) = (Tip::start(&self.superblock.uuid), file_len(&*self.storage)?, 0);
+        let mut going_on = progress(2 * PAGE);
+        while going_on && tip.sequence < self.tip.sequence {
+            match self.pages_after(&tip, len) {
+                Ok((header, layout, next)) => {
+                    block += if header.token_count > 0 { layout.blocks } else { 0 };
+                    tip = next;
+                }
+                // Nothing behind it can be reached any more.
+                Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => {
+                    damage(block, error);
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+            going_on = progress(2 * PAGE);
+        }
+        if !going_on {
+            return Err(Error::Cancelled);
+        }
+        if tip != self.tip {
+            damage(0, corrupt(tip.end, format!("the chain arrives at {tip:?}, not at {:?} any more", self.tip)));
+        }
+        Ok(())
     }
 
     /// For readers beside a writer: takes up what has become durable since. True if there is more than before.
@@ -251,17 +318,21 @@ impl Store {
         let (all, len) = (self.tip.sequence, file_len(&*self.storage)?);
         self.tip = Tip::start(&self.superblock.uuid);
         self.segments.clear();
-        while self.tip.sequence < all {
-            let (segment, tip) = self.next_commit(len, false)?;
-            if tip.tokens > tokens {
-                break;
+        let followed = (|| {
+            while self.tip.sequence < all {
+                let (segment, tip) = self.next_commit(len, false)?;
+                if tip.tokens > tokens {
+                    break;
+                }
+                // What is forgotten stays forgotten, whenever that was said.
+                self.take_in(segment);
+                self.tip = tip;
             }
-            self.segments.push(segment);
-            self.tip = tip;
-        }
+            Ok(())
+        })();
         self.maps = Maps::default();
         self.maps.extend(FIRST_SEGMENT, self.tip.end - FIRST_SEGMENT);
-        Ok(())
+        followed
     }
 
     /// Writes blocks (all full but the last), their tokens and sources as one segment, then its commit page, then syncs. An error
@@ -279,7 +350,8 @@ impl Store {
             return Err(Error::argument("blocks", format!("the blocks of {token_count} tokens"), found));
         }
 
-        let (mut packed, mut crcs) = (Vec::new(), Vec::new());
+        let mut packed = Vec::new();
+        let mut crcs = try_with_capacity("checksums of a memory", layout.sections[Section::ExtentCrcs as usize].1 as usize)?;
         for slot in 0..geometry.layer_count() {
             for block in blocks {
                 let extent = extent_of(block, geometry, slot, &mut packed)?;
@@ -327,6 +399,10 @@ impl Store {
         if self.superblock.incompat & feature != 0 {
             return Ok(());
         }
+        // The last commits may be those of a process that was killed before its sync: they were found in the system's memory.
+        let synced = self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source });
+        self.poisoned |= synced.is_err();
+        synced?;
         let mut superblock = self.superblock.clone();
         superblock.incompat |= feature;
         superblock.durable = self.tip;
@@ -352,6 +428,8 @@ impl Store {
         reserved.map_err(|source| Error::Io { what: "reserve space for the memory file".into(), source })?;
 
         let mut front = header_page;
+        let more = layout.extents_at as usize - front.len();
+        try_reserve(&mut front, "the sections of a memory", more)?;
         for ((at, len), bytes) in layout.sections.iter().zip(sections) {
             debug_assert_eq!(*len, bytes.len() as u64);
             front.resize(*at as usize, 0);

@@ -124,6 +124,8 @@ pub struct Stats {
     pub forgotten_tokens: u64,
     /// Blocks that this handle found damaged and does not read any more.
     pub dropped_blocks: usize,
+    /// Lists of token ids, or of sources, of a commit which this handle found damaged and does without.
+    pub damaged_sections: usize,
     /// Blocks, committed or not.
     pub blocks: usize,
     /// Commits.

@@ -52,14 +52,18 @@ impl Session {
     /// that: what it remembers then is not the same to the bit, as it would be had it not been interrupted.
     ///
     /// # Errors
-    /// As [`Session::remember`].
+    /// As [`Session::remember`]; [`Error::Busy`] while the document is being read.
     pub fn resume(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<bool> {
         self.begin_call();
         self.check_memory(&read(memory))?;
-        let Some(Unfinished { label, tokens, first_token }) = read(memory).unfinished()? else { return Ok(false) };
-        self.check_tokens(&tokens)?;
-        let done = (read(memory).committed_len() - first_token) as usize;
-        write(memory).go_on();
+        let (Unfinished { label, tokens, .. }, done) = {
+            // Under one lock, so that of two who resume it only one does.
+            let mut memory = write(memory);
+            let Some(interrupted) = memory.interrupted()? else { return Ok(false) };
+            self.check_tokens(&interrupted.0.tokens)?;
+            memory.go_on();
+            interrupted
+        };
         self.read_document(memory, &tokens, done, label.as_deref(), true, progress)?;
         Ok(true)
     }
@@ -221,8 +225,12 @@ impl Session {
             // Its keys hold what their tokens read in the memory as it was then, and we cannot show the memory as it was.
             return Ok(());
         }
-        let tokens = read(memory).tokens(document.clone())?;
         let end = wanted.last().map_or(document.start, |w| w.1.end);
+        let (tokens, gaps) = read(memory).tokens_and_gaps(document.start..end)?;
+        if !gaps.is_empty() {
+            // What cannot be read cannot be computed again: its blocks stay among the lost.
+            return Ok(());
+        }
         self.check_tokens(&tokens)?;
         self.reset();
         let attached = std::mem::take(&mut self.attached);
@@ -254,8 +262,7 @@ impl Session {
             }
             if visible.is_empty() { Ok(()) } else { write(&again).append(tokens, None, layers) }
         };
-        let last = (end - document.start) as usize;
-        let result = self.read_windows(&tokens[..last], 0, &visible, &mut take, progress);
+        let result = self.read_windows(&tokens, 0, &visible, &mut take, progress);
         self.attached = attached;
         self.reset();
         result

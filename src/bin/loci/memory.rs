@@ -383,7 +383,10 @@ fn snippet(session: &Session, memories: &[SharedMemory], passage: &Passage) -> R
     let Some(memory) = passage.memory.map_or(session.overflow_memory(), |m| memories.get(m)) else { return Ok(String::new()) };
     let memory = memory.read().map_err(|_| poisoned())?;
     let end = passage.first_token + passage.len.min(SNIPPET_TOKENS);
-    let ids = memory.tokens(passage.first_token..end)?;
+    let (ids, gaps) = memory.tokens_and_gaps(passage.first_token..end)?;
+    if !gaps.is_empty() {
+        return Ok(String::new());
+    }
     Ok(String::from_utf8_lossy(&session.model().tokenizer().decode(&ids, false)).into_owned())
 }
 

@@ -212,6 +212,9 @@ impl Compact {
         if done.dropped_blocks > 0 {
             output::note(&format!("{} damaged blocks were left out", done.dropped_blocks));
         }
+        if done.unlabelled_blocks > 0 {
+            output::note(&format!("{} blocks were kept without their sources, which were damaged", done.unlabelled_blocks));
+        }
         Ok(())
     }
 }

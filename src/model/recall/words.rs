@@ -40,13 +40,19 @@ pub fn shared_words(memories: &[&Memory], text: &[u32], bytes_read: &mut u64) ->
     let mut blocks = 0;
     let mut of_block: Vec<u32> = Vec::new();
     for memory in memories {
-        let mut stretch = (0, Vec::new());
+        // A block whose ids are damaged shares no words; its keys may still propose it.
+        let (mut stretch, mut gaps) = ((0, Vec::new()), Vec::new());
         for b in 0..memory.blocks() {
             let span = memory.block(b)?;
             let (first, end) = (span.first_token, span.first_token + span.len as u64);
             if end > stretch.0 + stretch.1.len() as u64 {
-                stretch = (first, memory.tokens(first..(first + STRETCH).max(end).min(memory.len()))?);
+                let ids;
+                (ids, gaps) = memory.tokens_and_gaps(first..(first + STRETCH).max(end).min(memory.len()))?;
+                stretch = (first, ids);
                 *bytes_read += 4 * stretch.1.len() as u64;
+            }
+            if gaps.iter().any(|gap| gap.contains(&first)) {
+                continue;
             }
             let tokens = &stretch.1[(first - stretch.0) as usize..(end - stretch.0) as usize];
             of_block.clear();
