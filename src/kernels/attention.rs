@@ -11,6 +11,7 @@
 //! Invariant: which parts there are depends on the segments alone, never on the batch or the number of threads, and
 //! what a query does not see does not enter its sums at all; so a token's result has the same bits however it is computed.
 
+mod best;
 mod cells;
 mod codes;
 mod part;

@@ -6,6 +6,7 @@
 //! Invariants: a row's results do not depend on the rows beside it; of a part, a row's maximum, sum and accumulator are made of
 //! exactly what it sees there, with one maximum for all of it.
 
+use super::best::Best;
 use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, decode_keys, decode_values, keys_in_place, values_in_place};
 use super::codes::{self, Codes, Q4, Q8_0, QueryBlock};
 use super::products::{add_values, score};
@@ -52,8 +53,8 @@ pub(super) struct Buffers {
     /// Queries for quantised keys, `(rows, blocks)`, for each of the ways in which they meet them: see [`coding`].
     coded: [Vec<QueryBlock>; 4],
     rotated: Vec<f32>,
-    /// For thresholds: `(rows, keys in memory)`.
-    memory_scores: Vec<f32>,
+    /// For thresholds: each row's best scores in memory.
+    best: Vec<Best>,
 }
 
 /// Tokens of a part that are consecutive tokens of a segment.
@@ -236,25 +237,24 @@ impl Task for FoldPart<'_, '_> {
 
 /// With top-k: per row, the k-th best score over all memory segments.
 pub(super) fn find_thresholds(tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
+    let (rows, k) = (tile.rows(), tile.shape.memory_top_k);
     let total: usize = tile.in_memory().map(|s| s.len).sum();
-    buffers.memory_scores.resize(tile.rows() * total, 0.0);
-    buffers.scores.resize(buffers.scores.len().max(tile.rows() * SCORES), 0.0);
-    let mut filled = 0;
+    buffers.best.resize_with(rows, Best::default);
+    buffers.best.iter_mut().for_each(|best| best.clear(k, total));
+    buffers.scores.resize(buffers.scores.len().max(rows * SCORES), 0.0);
     for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
         for skip in (0..segment.len).step_by(PART) {
             let n = PART.min(segment.len - skip);
             let part = Part { segment: i, skip, keys: n, open: true, rotated: false };
             let piece = Piece { segment, skip, at: 0, n };
             dispatch(tile.level, ScorePiece { tile, part: &part, piece: &piece, buffers });
-            for (all, scores) in buffers.memory_scores.chunks_exact_mut(total).zip(buffers.scores.chunks_exact(SCORES)) {
-                all[filled..filled + n].copy_from_slice(&scores[..n]);
+            for (best, scores) in buffers.best.iter_mut().zip(buffers.scores.chunks_exact(SCORES)) {
+                best.add(k, &scores[..n]);
             }
-            filled += n;
         }
     }
-    for (scores, threshold) in buffers.memory_scores.chunks_exact_mut(total).zip(thresholds) {
-        let (_, kth, _) = scores.select_nth_unstable_by(tile.shape.memory_top_k - 1, |a, b| b.total_cmp(a));
-        *threshold = *kth;
+    for (best, threshold) in buffers.best.iter_mut().zip(thresholds) {
+        *threshold = best.kth(k);
     }
 }
 
