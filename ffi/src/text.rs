@@ -19,7 +19,7 @@ pub unsafe fn tokenize(model: &Model, text: *const c_char, len: usize, flags: u3
     // SAFETY: the caller's promise.
     let text = unsafe { args::text_bytes("text", text, len)? };
     // An id for three bytes, growing by doubling, and the same again at the time of a copy.
-    engine::error::check_room("the tokens of a text", text.len().saturating_mul(4))?;
+    engine::error::check_room("the tokens of a text", model.tokenizer().encoding_bytes(text.len()))?;
     Ok(model.tokenizer().encode_bytes(text, flags & LOCI_ADD_SPECIAL != 0, flags & LOCI_PARSE_SPECIAL != 0))
 }
 

@@ -108,6 +108,15 @@ impl Tokenizer {
         })
     }
 
+    /// Bytes that making ids of a text of so many bytes takes at most, about, the ids included.
+    pub fn encoding_bytes(&self, text: usize) -> usize {
+        let stretch = match &self.encoder {
+            Encoder::Bpe(_) => 0,
+            Encoder::Spm(_) => text.min(STRETCH_BYTES_MAX).saturating_mul(Spm::BYTES_EACH),
+        };
+        text.saturating_mul(size_of::<u32>()).saturating_add(stretch)
+    }
+
     /// The ids of `text`. With `add_special`, BOS and EOS stand around them as the file asks for (a BOS the text itself begins
     /// with stays, so there are two then); with `parse_special`, control tokens in the text become their ids.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {

@@ -79,6 +79,9 @@ pub(super) fn unescape_spaces(text: &[u8]) -> Vec<u8> {
 }
 
 impl Spm {
+    /// Bytes that [`Spm::encode`] takes for each byte of a text, without what it adds to `out`: a symbol, and a pair for each.
+    pub const BYTES_EACH: usize = size_of::<Symbol>() + size_of::<Pair>();
+
     pub fn new(vocabulary: &Vocabulary, unknown: Option<u32>) -> Spm {
         Spm { byte_ids: byte_tokens(vocabulary), unknown }
     }
