@@ -216,6 +216,54 @@ fn compacting_keeps_what_is_left_bit_for_bit_and_frees_the_rest() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn links_stay_links_and_what_stands_beside_a_file_is_for_the_same_eyes() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let set_mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let is_link = |path: &Path| std::fs::symlink_metadata(path).unwrap().is_symlink();
+    std::fs::create_dir(at("disk")).unwrap();
+    let (real, link) = (at("disk/notes.lmem"), at("link.lmem"));
+    drop(library(&real, Codec::F16));
+    symlink(&real, &link).unwrap();
+    // The log stands beside the file, whatever name it was opened by, and nobody reads it who may not read the memory.
+    for wanted in [0o600, 0o640] {
+        set_mode(&real, wanted);
+        let mut m = Memory::open(&link, None).unwrap();
+        assert!(m.begin(Some("d"), &ids_of(&[300..310])).unwrap());
+        let log = at("disk/notes.lmem.log");
+        assert_eq!(mode(&log), wanted);
+        drop(m);
+        assert!(matches!(Memory::compact(&link, None, CompactOptions::default(), |_, _| true), Err(Error::Argument { .. })));
+        let mut m = Memory::open(&real, None).unwrap();
+        assert_eq!(m.unfinished().unwrap().unwrap().tokens, ids_of(&[300..310]));
+        m.finish().unwrap();
+        assert!(!log.exists());
+        drop(m);
+        let before = std::fs::read(&real).unwrap();
+        Memory::compact(&link, None, CompactOptions::default(), |_, _| true).unwrap();
+        assert!(is_link(&link) && !is_link(&real) && std::fs::read(&real).unwrap() != before);
+        assert_eq!(mode(&real), wanted);
+    }
+    // A new snapshot is private; one in the place of another is for whom that was.
+    let model = model(vec![]);
+    let mut s = session(&model);
+    s.prefill(&ids(20, 1), &mut quiet()).unwrap();
+    let (snapshot, link) = (at("disk/session"), at("session"));
+    s.save(&snapshot).unwrap();
+    assert_eq!(mode(&snapshot), 0o600);
+    set_mode(&snapshot, 0o644);
+    symlink(&snapshot, &link).unwrap();
+    s.prefill(&ids(20, 2), &mut quiet()).unwrap();
+    s.save(&link).unwrap();
+    assert!(is_link(&link) && mode(&snapshot) == 0o644);
+    assert_eq!(Session::load(model, &snapshot, &[]).unwrap().len(), 40);
+    assert_eq!(std::fs::read_dir(at("disk")).unwrap().count(), 2);
+}
+
 #[test]
 fn compacting_can_change_the_codec_and_be_cancelled() {
     let dir = tempfile::tempdir().unwrap();

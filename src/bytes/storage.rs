@@ -59,6 +59,44 @@ impl FileStorage {
         Ok(FileStorage::new(file, path))
     }
 
+    /// [`FileStorage::create`] of a file that only its owner may read and write, where the system has such a thing.
+    pub fn create_private(path: &Path) -> Result<FileStorage> {
+        let mut options = OpenOptions::new();
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.read(true).write(true).create_new(true).open(path).map_err(|e| Error::io("create", path, e))?;
+        Ok(FileStorage::new(file, path))
+    }
+
+    /// [`FileStorage::create_private`] of a file that belongs to `other`, will stand in its place perhaps, and is to be read and written by
+    /// whom `other` may be: its permissions and, as far as the system lets us, its owner and group are taken over. Without such a file it
+    /// stays private.
+    pub fn create_like(path: &Path, other: &Path) -> Result<FileStorage> {
+        let storage = FileStorage::create_private(path)?;
+        #[cfg(unix)]
+        if let (Ok(wanted), Ok(mine)) = (std::fs::metadata(other), storage.file.metadata()) {
+            use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+            let group = Some(wanted.gid()).filter(|gid| *gid != mine.gid());
+            let owner = Some(wanted.uid()).filter(|uid| *uid != mine.uid());
+            let same =
+                |owner: Option<u32>, group: Option<u32>| owner.is_none() && group.is_none() || fchown(&storage.file, owner, group).is_ok();
+            // What another group was let do is not what ours is let do.
+            let of_group = if same(owner, group) || same(None, group) { 0o777 } else { 0o707 };
+            let mode = std::fs::Permissions::from_mode(wanted.mode() & of_group);
+            if let Err(e) = storage.file.set_permissions(mode) {
+                log::debug!("{} keeps its own permissions: {e}", path.display());
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = other;
+        Ok(storage)
+    }
+
+    /// Where the file stands that `path` names, however it is linked to; `path` itself if there is none.
+    pub fn real_path(path: &Path) -> PathBuf {
+        std::fs::canonicalize(path).unwrap_or_else(|_| path.into())
+    }
+
     /// Opens an existing file for reading and writing.
     pub fn open(path: &Path) -> Result<FileStorage> {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| Error::io("open", path, e))?;

@@ -63,7 +63,8 @@ impl TokenLog {
             Place::Path(path) => {
                 // A new file each time: what was left of an old one is not worth keeping.
                 let _ = std::fs::remove_file(&*path);
-                let mut file = FileStorage::create(path)?;
+                // It holds what the memory will hold: for the same eyes.
+                let mut file = FileStorage::create_like(path, &path.with_extension(""))?;
                 file.write_all_at(&bytes, 0).and_then(|()| file.sync()).map_err(io)?;
                 file.sync_directory()
             }

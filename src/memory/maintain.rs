@@ -114,7 +114,8 @@ impl Memory {
 
     /// Writes a memory file anew without what was forgotten, its commits joined, and puts it in the place of the old one: at every
     /// moment, and after a crash at any moment, the path names the old file or the whole new one. Readers that have the old file open
-    /// go on reading it until they open the path again. `progress` is told the tokens done and in all, and returns false to stop.
+    /// go on reading it until they open the path again. The new file has the permissions of the old one; a symbolic link to it stays one.
+    /// `progress` is told the tokens done and in all, and returns false to stop.
     ///
     /// # Errors
     /// As [`Memory::open`]; [`Error::Corrupt`] at a damaged block, unless those are to be left out.
@@ -124,6 +125,7 @@ impl Memory {
         options: CompactOptions,
         mut progress: impl FnMut(u64, u64) -> bool,
     ) -> Result<Compaction> {
+        let path = &FileStorage::real_path(path);
         let old = Memory::open(path, expected)?;
         if old.unfinished()?.is_some() {
             return Err(Error::argument("memory", "one without an unfinished document", "one whose reading is to be resumed first"));
@@ -136,7 +138,8 @@ impl Memory {
             _ => {}
         }
         let geometry = Geometry { codec: options.codec.unwrap_or(old.geometry().codec), ..old.geometry().clone() };
-        let made = Memory::create(&new_path, geometry, old.fingerprint().clone()).and_then(|mut new| {
+        let made = FileStorage::create_like(&new_path, path).and_then(|file| {
+            let mut new = Memory::create_in(file, geometry, old.fingerprint().clone())?;
             copy(&old, &mut new, options.drop_damaged, &mut done, &mut progress)?;
             (done.tokens, done.bytes) = (new.len(), new.stats().file_bytes);
             Ok(())

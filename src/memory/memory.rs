@@ -61,31 +61,39 @@ impl Memory {
     pub fn create(path: &Path, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
         geometry.validate()?;
         fingerprint.validate()?;
-        let file = FileStorage::create(path)?;
+        Memory::create_in(FileStorage::create(path)?, geometry, fingerprint)
+    }
+
+    /// The same in a new, empty file.
+    pub(super) fn create_in(file: FileStorage, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
+        let path = FileStorage::real_path(file.path());
         let made =
             file.try_lock().and_then(|()| file.sync_directory()).and_then(|()| Memory::create_on(Box::new(file), geometry, fingerprint));
         if made.is_err() {
             // It is ours, and nothing was promised about it.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&path);
         }
         let mut memory = made?;
-        (memory.log, memory.path) = (Some(TokenLog::beside(path)), Some(path.into()));
+        (memory.log, memory.path) = (Some(TokenLog::beside(&path)), Some(path));
         Ok(memory)
     }
 
     /// Opens a file for appending. [`Error::Busy`] while another handle has it, [`Error::Mismatch`] if it was made with another
     /// model than the expected one.
     pub fn open(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
-        let file = FileStorage::open_to_write(path)?;
+        // Whichever name it is opened by, the log stands beside the file.
+        let path = FileStorage::real_path(path);
+        let file = FileStorage::open_to_write(&path)?;
         let mut memory = Memory::open_on(Box::new(file), expected, Access::Write)?;
-        (memory.log, memory.path) = (Some(TokenLog::beside(path)), Some(path.into()));
+        (memory.log, memory.path) = (Some(TokenLog::beside(&path)), Some(path));
         Ok(memory)
     }
 
     /// Opens a file for reading, beside a writer or on read-only media; takes no lock. See [`Memory::refresh`].
     pub fn open_read_only(path: &Path, expected: Option<&Fingerprint>) -> Result<Memory> {
-        let mut memory = Memory::open_on(Box::new(FileStorage::open_read_only(path)?), expected, Access::Read)?;
-        memory.path = Some(path.into());
+        let path = FileStorage::real_path(path);
+        let mut memory = Memory::open_on(Box::new(FileStorage::open_read_only(&path)?), expected, Access::Read)?;
+        memory.path = Some(path);
         Ok(memory)
     }
 
@@ -131,7 +139,7 @@ impl Memory {
         self.store.as_ref().map(Store::uuid)
     }
 
-    /// Where it was opened or created; `None` without a file.
+    /// Where the file stands, links followed; `None` without a file.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

@@ -12,7 +12,6 @@ use crate::bytes::{Cursor, FileStorage, Map};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::model::Model;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -70,10 +69,11 @@ impl Session {
     /// [`Error::Argument`] if an attached memory has tokens that are not committed; [`Error::Io`], and then what was at `path` before is
     /// still there.
     pub fn save(&self, path: &Path) -> Result<()> {
+        let path = &FileStorage::real_path(path);
         let mut name = path.as_os_str().to_owned();
         name.push(".saving");
         let new = PathBuf::from(name);
-        let saved = self.save_to(&new).and_then(|()| {
+        let saved = self.save_to(&new, path).and_then(|()| {
             std::fs::rename(&new, path).map_err(|e| Error::io("rename", &new, e))?;
             FileStorage::sync_directory_of(path)
         });
@@ -83,9 +83,13 @@ impl Session {
         saved
     }
 
-    fn save_to(&self, path: &Path) -> Result<()> {
-        let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
-        let mut out = Out::new(BufWriter::with_capacity(WRITTEN_AT_ONCE, file));
+    fn save_to(&self, path: &Path, place: &Path) -> Result<()> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
+            _ => {}
+        }
+        let file = FileStorage::create_like(path, place)?;
+        let mut out = Out::new(BufWriter::with_capacity(WRITTEN_AT_ONCE, file.file()));
         self.write(&mut out, &mut put_memory)?;
         let io = |e| Error::io("write", path, e);
         let file = out.to.into_inner().map_err(|e| io(e.into_error()))?;
