@@ -78,18 +78,27 @@ END
     echo "$version" > "$home/version"
 }
 
+have_compiler() {
+    [ -e "$home/version" ] && "$home/bin/rustc" -V > /dev/null 2>&1
+}
+
+# The compiler and the source of its standard library.
+unpack_source() {
+    have_compiler || unpack_compiler || fail "no compiler of Debian's to be had"
+    [ ! -e "$home/usr/lib/rustlib/src/rust/library" ] || return 0
+    download "rust-web-src=$(cat "$home/version")" || {
+        # The package index has moved on to another version.
+        unpack_compiler
+        download "rust-web-src=$(cat "$home/version")" || fail "could not download the standard library's source"
+    }
+    mkdir -p "$home/usr/lib/rustlib/src"
+    ln -sfn "$(ls -d "$home"/usr/src/rustc-*)" "$home/usr/lib/rustlib/src/rust"
+}
+
 # Builds the standard library for a target and puts it where the compiler looks: from then on `cargo build --target` works with no flag.
 build_std() {
     local target=$1 work lib
-    if [ ! -e "$home/usr/lib/rustlib/src/rust/library" ]; then
-        download "rust-web-src=$(cat "$home/version")" || {
-            # The package index has moved on to another version.
-            unpack_compiler
-            download "rust-web-src=$(cat "$home/version")" || fail "could not download the standard library's source"
-        }
-        mkdir -p "$home/usr/lib/rustlib/src"
-        ln -sfn "$(ls -d "$home"/usr/src/rustc-*)" "$home/usr/lib/rustlib/src/rust"
-    fi
+    unpack_source
     say "building the standard library for $target (a minute, once)"
     work=$(mktemp -d)
     mkdir "$work/src"
@@ -130,7 +139,7 @@ rust_for() {
         return
     fi
     [ "$(uname -sm)" = "Linux x86_64" ] || fail "this rustc cannot build for $1: run  rustup target add $1"
-    if [ ! -e "$home/version" ] || ! "$home/bin/rustc" -V > /dev/null 2>&1; then
+    if ! have_compiler; then
         unpack_compiler || fail "this rustc cannot build for $1: run  rustup target add $1"
     fi
     has_target "$home/bin/rustc" "$1" || build_std "$1"

@@ -38,6 +38,9 @@ public actor Session {
     /// Forgets the conversation; attached memories stay.
     public func reset() throws { try check(loci_session_reset(handle.pointer)) }
 
+    /// Works for at most so many percent of the time, 1 to 100, and rests in between: for a device that gets hot.
+    public func setDuty(_ percent: UInt32) throws { try check(loci_session_set_duty(handle.pointer, percent)) }
+
     /// For memory warnings, between two calls.
     public func trim() throws { try check(loci_session_trim(handle.pointer)) }
 

@@ -78,6 +78,14 @@ public final class BindingTest {
         Native.sessionPrompt(session, utf8("the key is"), 0, null);
         check(answer(session, 12).equals(first), "after an exception");
 
+        // Rests change no answer.
+        check(refused(() -> Native.sessionSetDuty(session, 0)).status() == -1, "a duty of nothing");
+        Native.sessionSetDuty(session, 50);
+        Native.sessionReset(session);
+        Native.sessionPrompt(session, utf8("the key is"), 0, null);
+        check(answer(session, 12).equals(first), "with rests");
+        Native.sessionSetDuty(session, 100);
+
         // Cancelled from another thread.
         Native.sessionReset(session);
         Native.sessionPrompt(session, utf8("the key is"), 0, null);

@@ -229,6 +229,12 @@ NATIVE(void, sessionReset)(JNIEnv *env, jclass class, jlong session) {
     if (status != LOCI_OK) raise(env, status);
 }
 
+NATIVE(void, sessionSetDuty)(JNIEnv *env, jclass class, jlong session, jint percent) {
+    loci_status status = loci_session_set_duty(SESSION(session), (uint32_t)percent);
+    (void)class;
+    if (status != LOCI_OK) raise(env, status);
+}
+
 NATIVE(void, sessionTrim)(JNIEnv *env, jclass class, jlong session) {
     loci_status status = loci_session_trim(SESSION(session));
     (void)class;

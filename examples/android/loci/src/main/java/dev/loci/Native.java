@@ -33,6 +33,7 @@ public final class Native {
     public static native long sessionNew(long model, int contextLength, int threads);
     public static native void sessionFree(long session);
     public static native void sessionReset(long session);
+    public static native void sessionSetDuty(long session, int percent);
     public static native void sessionTrim(long session);
     public static native long sessionLength(long session);
     /** The whole conversation so far; what is held already is not computed again. */

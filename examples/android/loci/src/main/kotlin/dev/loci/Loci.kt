@@ -87,6 +87,9 @@ class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoClos
     /** Forgets what it has read; attached memories stay. */
     fun reset() = Native.sessionReset(handle)
 
+    /** Works for at most percent of the time, 1 to 100, and rests in between: for a device that gets hot. Between two calls. */
+    fun setDuty(percent: Int) = Native.sessionSetDuty(handle, percent)
+
     /** For onTrimMemory, between two calls. */
     fun trim() = Native.sessionTrim(handle)
 
