@@ -45,6 +45,11 @@ crash: ## A million simulated power cuts of a memory file, a thousand killed wri
 	LOCI_CRASH_STATES=1000000 cargo test --release --test memory_crash states_of_random_lives_recover -- --nocapture
 	LOCI_KILLS=1000 cargo test --release --test memory_processes a_writer_killed -- --nocapture
 
+sanitize: ## 64 threads that call everything with everything, ten minutes each under ThreadSanitizer and AddressSanitizer
+	@tools/setup.sh cargo cc c++
+	tools/sanitize.sh thread $(or $(MINUTES),10)
+	tools/sanitize.sh address $(or $(MINUTES),10)
+
 run-example: ## Remember a log of 262,144 tokens, then look things up in it from a new process (C, installed library; the model is in the repository)
 	@tools/setup.sh cargo cc
 	@$(MAKE) --no-print-directory $(EXAMPLE)/lookup
@@ -172,4 +177,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test crash run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash sanitize run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

@@ -194,10 +194,15 @@ impl Memory {
         match read {
             Ok(read) => Ok(Some(read)),
             Err(e @ Error::Corrupt { .. }) if self.store.as_ref().is_some_and(|s| not_truncated(&*s.storage, s.tip().end).is_ok()) => {
-                let mut dropped = self.dropped.lock().unwrap_or_else(|e| e.into_inner());
-                if dropped.insert(block) {
-                    log::warn!("block {block} of a memory is damaged and not read any more: {e}");
+                let is_new = {
+                    let mut dropped = self.dropped.lock().unwrap_or_else(|e| e.into_inner());
+                    let is_new = dropped.insert(block);
                     self.dropped_count.store(dropped.len(), Relaxed);
+                    is_new
+                };
+                // Not under the lock: who takes the log may ask the memory something.
+                if is_new {
+                    log::warn!("block {block} of a memory is damaged and not read any more: {e}");
                 }
                 Ok(None)
             }

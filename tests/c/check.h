@@ -47,10 +47,10 @@ static inline int is_utf8(const char *text, size_t len) {
     return 1;
 }
 
-/* dir/name, in one of a few static buffers. */
+/* dir/name, in one of a few buffers of this thread. */
 static inline const char *in_dir(const char *dir, const char *name) {
-    static char paths[4][1024];
-    static unsigned turn;
+    static __thread char paths[4][1024];
+    static __thread unsigned turn;
     char *path = paths[turn++ % 4];
     CHECK(snprintf(path, sizeof paths[0], "%s/%s", dir, name) < (int)sizeof paths[0]);
     return path;
