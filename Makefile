@@ -75,7 +75,7 @@ $(EXAMPLE)/%: examples/c/%.c FORCE
 	@mkdir -p $(EXAMPLE)
 	cc -std=c99 -O2 -Wall -Wextra -Werror -Ibuild/prefix/include $< -o $@ -Lbuild/prefix/lib -Wl,-rpath,$(CURDIR)/build/prefix/lib -lloci
 
-train-fot: build ## Train the model of run-example again and quantise it: under three hours on two cores (OUT=build/fot)
+train-fot: build ## Train a model like that of run-example and quantise it: about three hours (OUT=build/fot)
 	@tools/setup.sh python3
 	tools/fot/make.sh $(or $(OUT),build/fot) $(RELEASE)/loci
 

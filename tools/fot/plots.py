@@ -1,6 +1,6 @@
 """Draws the figures of docs/fot.md from what train.py and evaluate.py wrote, as SVG.
 
-    python3 plots.py training RUN/log.jsonl OUT_DIR
+    python3 plots.py training RUN/log.jsonl OUT_DIR [NAME]
     python3 plots.py accuracy ACCURACY.jsonl OUT_DIR      lines of evaluate.py
     python3 plots.py negatives ACCURACY.jsonl OUT_DIR     lines of evaluate.py; their labels tell models apart
     python3 plots.py window WINDOW.jsonl OUT_DIR          lines of window.py; their labels tell models apart
@@ -56,15 +56,15 @@ def read(path):
     return [json.loads(line) for line in open(path)]
 
 
-def training(log, out):
+def training(log, out, figure="training"):
     rows = list({r["step"]: r for r in read(log)}.values())  # what was done again after an interruption counts once
     rows.sort(key=lambda r: r["step"])
     ticks = [rows[0]["step"]] + [s for s in range(500, rows[-1]["step"], 500)] + [rows[-1]["step"]]
     series = [(name, [(r["step"], r[key]) for r in rows], False) for name, key in
               (("answers", "answers"), ("text", "text"), ("attention, right entry", "attention"))]
-    (out / "fot-training-loss.svg").write_text(chart("Loss in training", "step", "nats", series, y_range=(0, 5), x_ticks=ticks))
+    (out / f"fot-{figure}-loss.svg").write_text(chart("Loss in training", "step", "nats", series, y_range=(0, 5), x_ticks=ticks))
     series = [("digits right", [(r["step"], r["accuracy"]) for r in rows if "accuracy" in r], False)]
-    (out / "fot-training-accuracy.svg").write_text(chart("Answers in training (memory grows with the phases)", "step", "share", series, x_ticks=ticks))
+    (out / f"fot-{figure}-accuracy.svg").write_text(chart("Answers in training (memory grows with the phases)", "step", "share", series, x_ticks=ticks))
 
 
 NAMES = {"log": "codes in prose", "pass": "pass key in prose", "dictionary": "nothing but codes"}
@@ -96,4 +96,4 @@ def window(path, out):
 if __name__ == "__main__":
     target = Path(sys.argv[3])
     target.mkdir(parents=True, exist_ok=True)
-    {"training": training, "accuracy": accuracy, "negatives": partial(accuracy, figure="negatives"), "window": window}[sys.argv[1]](sys.argv[2], target)
+    {"training": training, "accuracy": accuracy, "negatives": partial(accuracy, figure="negatives"), "window": window}[sys.argv[1]](sys.argv[2], target, *sys.argv[4:])

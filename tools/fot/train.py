@@ -61,12 +61,13 @@ PHASES = [
     Phase(256, 4, 4, 4, 96, MIXED, 0.6, 800, rate=(0.8, 0.4), prose=0.15, local=0.1, alike=0.5),
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.4, 0.004), prose=0.1, local=0.1, alike=0.7, ends=True),
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 2400, rate=(0.5, 0.004), rise=100, prose=0.1, local=0.1, alike=0.7, ends=True),
+    Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.3, 0.004), rise=50, prose=0.1, local=0.1, alike=0.7, ends=True),
 ]
 
 
 ORDINARY = [Phase(256, 8, 1, 1, 192, MIXED, 0.0, 600, local=0.35, blind=1.0, rate=(1.0, 0.1))]
-TUNE = [
-    Phase(256, 4, 2, 1, 96, MIXED, 0.0, 100, prose=0.15, local=0.1),
+TUNE = [  # small windows first, as from nothing: with whole ones answers were long in coming
+    *PHASES[:2],
     Phase(256, 4, 4, 4, 96, MIXED, 0.5, 300, rate=(1.0, 0.004), prose=0.15, local=0.1, alike=0.5, ends=True),
 ]
 
@@ -76,7 +77,7 @@ def schedule(name, scale, window, negatives):
         docs = max(1, 2048 // window)
         return [Phase(window, docs, 2, docs, 192, MIXED, 0.5, int(200 * scale), rate=(0.3, 0.004), prose=0.15, local=0.2, alike=0.5, ends=True)]
     short = [*PHASES[:2], replace(PHASES[4], mixture=MIXED, steps=400, rate=(1.0, 0.004))]
-    phases = {"focused": PHASES, "short": short, "ordinary": ORDINARY, "tune": [replace(p, length=window) for p in TUNE]}[name]
+    phases = {"focused": PHASES, "short": short, "ordinary": ORDINARY, "tune": [*TUNE[:-1], replace(TUNE[-1], length=window)]}[name]
     phases = [replace(p, steps=max(1, int(p.steps * scale)) if p.accuracy > 1 else p.steps) for p in phases]
     if not negatives:
         phases = [replace(p, negatives=1) for p in phases]
