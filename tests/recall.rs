@@ -100,7 +100,7 @@ fn what_a_choice_reads_is_counted_and_does_not_grow_with_the_layers_that_do_not_
     let recall = choose(&model, options(4, 64 << 20), &[&memory], &query);
     let g = memory.geometry();
     let (heads, length, layers) = (g.head_count_kv as u64, u64::from(g.key_length), g.layers.len() as u64);
-    let index = (BLOCKS as u64 - 1) * heads * (4 * length + length + length / 16);
+    let index = (BLOCKS as u64 - 1) * heads * (length + length / 16);
     let ids = 4 * 32 * BLOCKS as u64;
     // Extents are touched whole.
     let keys = 2 * 513 * 32 * heads * 2 * length * 2;
@@ -136,8 +136,7 @@ fn the_budget_holds() {
         }
         // One choice more is made only to drop what does not fit beside its copies.
         team.pass(|pass| recall.choose(pass, h, &[&memory], &[5, 6])).unwrap();
-        let scratch = 2 * 4 * BLOCKS * 4 * 8;
-        assert!(recall.bytes() <= budget + scratch, "{} of {budget}: a block takes {block}", recall.bytes());
+        assert!(recall.bytes() <= budget, "{} of {budget}: a block takes {block}", recall.bytes());
     }
     let _ = query;
 }
@@ -223,21 +222,75 @@ fn a_reader_sees_a_memory_as_it_was() {
     }
 }
 
-#[test]
-fn a_scan_of_mean_keys_is_that_of_the_index() {
-    let model = model(32);
-    let dir = tempfile::tempdir().unwrap();
-    let mut memory = Memory::create(&dir.path().join("m.lmem"), model.memory_geometry(), model.fingerprint().clone()).unwrap();
+/// A memory of three commits and a pending end, of 486 tokens in 18 blocks of every layer.
+fn scanned(model: &Model, path: &Path) -> Memory {
+    let mut memory = Memory::create(path, model.memory_geometry(), model.fingerprint().clone()).unwrap();
     for seed in 0..3 {
-        fill(&mut memory, 150 + seed as usize * 40, seed, &[]);
+        fill(&mut memory, 130 + seed as usize * 32, seed, &[]);
         if seed < 2 {
             memory.commit().unwrap();
         }
     }
-    let width = 2 * 32;
-    for range in [0..memory.blocks(), 3..9, 4..4, 6..7, 0..5] {
-        let mut seen = Vec::new();
-        memory.scan_mean_keys(1, range.clone(), &mut |means| seen.extend_from_slice(means)).unwrap();
-        assert_eq!(seen, memory.mean_keys(1).unwrap()[range.start * width..range.end * width], "{range:?}");
+    memory
+}
+
+fn rows(memory: &Memory, slot: usize, head: usize, range: std::ops::Range<usize>) -> (usize, Vec<f32>) {
+    let (ty, d) = (memory.mean_row_type(), memory.geometry().key_length as usize);
+    let mut bytes = vec![1; range.len() * ty.row_bytes(d).unwrap()];
+    let damaged = memory.mean_rows(slot, head, range.clone(), &mut bytes).unwrap();
+    let mut out = vec![0.0; range.len() * d];
+    loci::quant::dequantise(ty, &bytes, &mut out).unwrap();
+    (damaged, out)
+}
+
+#[test]
+fn what_a_search_scans_is_the_index() {
+    for head_dim in [16, 32] {
+        let model = model(head_dim);
+        let dir = tempfile::tempdir().unwrap();
+        let memory = scanned(&model, &dir.path().join("m.lmem"));
+        for range in [0..memory.blocks(), 3..9, 4..4, 6..7, 0..5, 17..18] {
+            for (slot, head) in [(1, 0), (1, 1), (0, 1), (2, 0)] {
+                let expected: Vec<f32> =
+                    memory.mean_keys(slot).unwrap().chunks(head_dim).skip(head).step_by(2).flatten().copied().collect();
+                let (damaged, found) = rows(&memory, slot, head, range.clone());
+                assert_eq!((damaged, &found[..]), (0, &expected[range.start * head_dim..range.end * head_dim]), "{range:?}");
+            }
+        }
+        let bytes = memory.mean_row_type().row_bytes(head_dim).unwrap();
+        assert!(memory.mean_rows(0, 2, 0..1, &mut vec![0; bytes]).is_err());
+        assert!(memory.mean_rows(3, 0, 0..1, &mut vec![0; bytes]).is_err());
+        assert!(memory.mean_rows(0, 0, 18..19, &mut vec![0; bytes]).is_err());
+        assert!(memory.mean_rows(0, 0, 0..2, &mut vec![0; bytes]).is_err());
     }
+}
+
+#[test]
+fn damaged_mean_keys_propose_nothing_and_heal() {
+    let model = model(32);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.lmem");
+    let mut memory = scanned(&model, &path);
+    memory.commit().unwrap();
+    let mut bytes = vec![0; 34];
+    memory.mean_rows(1, 1, 6..7, &mut bytes).unwrap();
+    let right = rows(&memory, 1, 1, 0..16);
+    drop(memory);
+    let file = std::fs::read(&path).unwrap();
+    let at = file.windows(34).position(|w| w == bytes).expect("the mean of block 6 is in the file");
+    flip(&path, at + 20);
+    let spoilt = Memory::open_read_only(&path, None).unwrap();
+    // Blocks 5 to 10 are the second commit.
+    let (damaged, found) = rows(&spoilt, 1, 1, 0..16);
+    assert_eq!((damaged, &found[..5 * 32], &found[11 * 32..]), (6, &right.1[..5 * 32], &right.1[11 * 32..]));
+    assert!(found[5 * 32..11 * 32].iter().all(|x| *x == 0.0));
+    assert_eq!(rows(&spoilt, 1, 1, 7..9).0, 2, "it stays so");
+    assert_eq!((rows(&spoilt, 1, 0, 0..16).0, rows(&spoilt, 0, 1, 0..16).0), (0, 0), "the others are not touched");
+    assert_eq!(spoilt.verify(|_, _| true).unwrap().len(), 1);
+    drop(spoilt);
+    let mut healed = Memory::open(&path, None).unwrap();
+    assert_eq!(rows(&healed, 1, 1, 0..16).0, 6);
+    assert_eq!(healed.heal_sections().unwrap(), 1);
+    assert_eq!(rows(&healed, 1, 1, 0..16), right);
+    assert_eq!(std::fs::read(&path).unwrap(), file);
 }

@@ -26,6 +26,11 @@ pub trait Storage: Send + Sync {
     }
     /// Returns only when everything written so far would survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
+    /// Asks the system to read these bytes ahead, and returns at once: a hint. False if it cannot be asked so.
+    fn will_need(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
     /// The bytes `offset..offset + len` as a slice that stays: a map where the system has one, else a copy.
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
         let mut bytes = AlignedBytes::zeroed("a copy of a file", len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
@@ -243,6 +248,10 @@ impl Storage for FileStorage {
                 _ => return Ok(()),
             }
         }
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn will_need(&self, offset: u64, len: u64) -> bool {
+        rustix::fs::fadvise(&self.file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed).is_ok()
     }
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()

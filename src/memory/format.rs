@@ -4,7 +4,9 @@
 //! Each page carries a CRC32C over itself in its last four bytes, so that a torn write is seen. What is parsed here is compared
 //! with what must stand there: the geometry and the number of tokens determine every other length.
 
-use super::geometry::{PAGE_BYTES, Side};
+use super::geometry::PAGE_BYTES;
+use super::index::Form;
+use super::superblock::{RECORDS, Superblock};
 use super::{Geometry, SourceSpan, records};
 use crate::bytes::Cursor;
 use crate::error::{Error, Result};
@@ -117,7 +119,7 @@ pub enum Section {
     Tokens = 0,
     /// Where they came from.
     Spans = 1,
-    /// For each layer slot: mean keys f32 `[block][head][key_length]`, then radii f32 `[block][head]`.
+    /// Mean keys and radii: see [`Form`].
     Index = 2,
     /// CRC32C of each extent, `[layer slot][block]`.
     ExtentCrcs = 3,
@@ -128,8 +130,7 @@ pub const SECTIONS: [Section; 4] = [Section::Tokens, Section::Spans, Section::In
 
 impl SegmentHeader {
     /// The page.
-    pub fn encode(&self, geometry: &Geometry, uuid: &[u8; 16], previous_hash: u64) -> Vec<u8> {
-        let layout = Layout::new(geometry, self.token_count, self.spans_bytes);
+    pub fn encode(&self, layout: &Layout, uuid: &[u8; 16], previous_hash: u64) -> Vec<u8> {
         let mut p = Vec::with_capacity(PAGE_BYTES);
         p.extend(SEGMENT_MAGIC);
         p.extend(uuid);
@@ -145,8 +146,9 @@ impl SegmentHeader {
         seal(p)
     }
 
-    /// Parses the page that must hold the segment after `tip`; only a file that says so has `records`.
-    pub fn parse(page: &[u8], geometry: &Geometry, uuid: &[u8; 16], tip: &Tip, has_records: bool) -> Result<(SegmentHeader, Layout)> {
+    /// Parses the page that must hold the segment after `tip`, in a file with this head; only one that says so has records.
+    pub fn parse(page: &[u8], superblock: &Superblock, tip: &Tip) -> Result<(SegmentHeader, Layout)> {
+        let (geometry, uuid, has_records) = (&superblock.geometry, &superblock.uuid, superblock.incompat & RECORDS != 0);
         let mut c = unseal(page, tip.end, "segment header", SEGMENT_MAGIC)?;
         let at = c.offset();
         let found: [u8; 16] = c.array("uuid")?;
@@ -174,7 +176,7 @@ impl SegmentHeader {
             *crc = c.u32("section CRC")?;
         }
         let forgotten = if token_count == 0 { records::parse(&mut c, tip.tokens)? } else { Vec::new() };
-        let layout = Layout::new(geometry, token_count, spans_bytes);
+        let layout = Layout::new(geometry, superblock.form(), token_count, spans_bytes);
         expect(&c, at, "block_count", layout.blocks as u32, block_count)?;
         expect(&c, at, "segment_bytes", layout.segment_bytes, segment_bytes)?;
         expect(&c, at, "extents_at", layout.extents_at, extents_at)?;
@@ -202,14 +204,14 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of a segment of `token_count` tokens.
-    pub fn new(geometry: &Geometry, token_count: u32, spans_bytes: u32) -> Layout {
+    pub fn new(geometry: &Geometry, form: Form, token_count: u32, spans_bytes: u32) -> Layout {
         let block_len = geometry.block_len();
         let tokens = token_count as usize;
         let blocks = tokens.div_ceil(block_len);
         let full_blocks = blocks.saturating_sub(1);
         let last_len = tokens - full_blocks * block_len;
         let layers = geometry.layer_count() as u64;
-        let lens = [4 * tokens as u64, u64::from(spans_bytes), layers * index_floats(geometry, blocks) * 4, layers * blocks as u64 * 4];
+        let lens = [4 * tokens as u64, u64::from(spans_bytes), form.section_bytes(geometry, blocks), layers * blocks as u64 * 4];
         let mut at = PAGE;
         let sections = lens.map(|len| {
             let section = (at, len);
@@ -229,11 +231,6 @@ impl Layout {
             self.extents_at + layer_slot as u64 * (full_blocks * self.full_extent + self.last_extent) + block as u64 * self.full_extent;
         (at, if block as u64 == full_blocks { self.last_extent } else { self.full_extent } as usize)
     }
-}
-
-/// Floats in the index of one layer slot of a segment.
-pub fn index_floats(geometry: &Geometry, blocks: usize) -> u64 {
-    blocks as u64 * geometry.heads() as u64 * (geometry.length(Side::Keys) as u64 + 1)
 }
 
 /// The page that makes a segment count: written after it, and only believed together with it.

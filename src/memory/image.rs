@@ -6,12 +6,12 @@
 //! extents with room for a full block. Summaries are computed anew.
 
 use super::format::{SegmentHeader, encode_spans, parse_spans};
-use super::geometry::Side;
+use super::index::Form;
 use super::memory::Pending;
-use super::page::Block;
+use super::page::{Block, Scratch};
 use super::{Codec, Fingerprint, Geometry, Memory};
 use crate::bytes::Cursor;
-use crate::error::{Error, Result, try_zeroed};
+use crate::error::{Error, Result};
 
 impl Memory {
     /// Hands the bytes of a memory without a file to `put`, in pieces.
@@ -71,14 +71,13 @@ impl Memory {
         parse_spans(bytes, at, &whole, |span| spans.push(span))?;
 
         let mut blocks = Vec::new();
-        let mut scratch: Vec<f32> = try_zeroed("a memory block's index", geometry.block_len() * geometry.length(Side::Keys))?;
-        let mut sums: Vec<f64> = try_zeroed("a memory block's index", geometry.length(Side::Keys))?;
+        let mut scratch = Scratch::new(&geometry)?;
         for len in (0..count).step_by(geometry.block_len()).map(|first| geometry.block_len().min(count - first)) {
             let size = geometry.layer_count() * geometry.extent_bytes(geometry.block_len());
             let bytes = c.take("block", size)?;
-            let mut block = Block::new(&geometry)?;
+            let mut block = Block::new(&geometry, Form::Codes)?;
             block.fill(bytes, len);
-            block.summarise(&geometry, &mut scratch, &mut sums);
+            block.summarise(&geometry, &mut scratch);
             blocks.push(block);
         }
         memory.set_pending(Pending { blocks, tokens, spans }, &forgotten);

@@ -1,16 +1,124 @@
-//! The index: mean key and radius of each block and head, one after the other for all blocks of a layer slot, ready to be scanned.
+//! The index: mean key and radius of each block and head, in the form in which a search scans them.
 //!
-//! It is loaded from the segments when it is first asked for, and kept up by appends and refreshes from then on; a commit does not
-//! change it, because blocks keep their numbers.
+//! New files keep mean keys in 8 bits (half precision where 32 does not divide a key), the rows of one layer and head one after the other,
+//! so that a search reads what it scans and nothing else; a checksum for each such group lets it know what it has read. Files of the
+//! first form keep them as floats, all heads of a block together. Means that are compared with nothing are read through
+//! [`Memory::mean_rows`](super::Memory::mean_rows); here is what both forms look like, and the floats of a whole layer slot.
+//!
+//! Invariant: the radius is that around the mean *as it is kept*, so that it bounds every score whatever the encoding.
 
 use super::Geometry;
 use super::format::Section;
 use super::geometry::Side;
 use super::page::Block;
 use super::store::Store;
-use crate::error::{Result, try_reserve};
+use crate::error::{Result, try_reserve, try_zeroed};
+use crate::gguf::TensorType;
+use crate::quant::{dequantise, quantise};
 
-/// The index of one layer slot over all blocks.
+/// Larger elements of a mean are cut to this, which every encoding holds.
+const LARGEST: f32 = 65504.0;
+
+/// How a file keeps mean keys: one form in all of its segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// f32, `[layer slot]` of (means `[block][head]`, then radii `[block][head]`).
+    Floats,
+    /// CRC32C of each group of codes `[layer slot][head]`, radii `[layer slot][head][block]`, codes `[layer slot][head][block]`.
+    Codes,
+}
+
+impl Form {
+    /// Encoding of a mean key.
+    pub fn row_type(self, geometry: &Geometry) -> TensorType {
+        match self {
+            Form::Floats => TensorType::F32,
+            Form::Codes if geometry.key_length.is_multiple_of(32) => TensorType::Q8_0,
+            Form::Codes => TensorType::F16,
+        }
+    }
+
+    /// Bytes of a mean key.
+    pub fn row_bytes(self, geometry: &Geometry) -> usize {
+        self.row_type(geometry).row_bytes(geometry.length(Side::Keys)).unwrap_or(0)
+    }
+
+    /// Bytes of the index of a segment of so many blocks.
+    pub fn section_bytes(self, geometry: &Geometry, blocks: usize) -> u64 {
+        let groups = groups(geometry) as u64;
+        let rows = groups * blocks as u64 * (self.row_bytes(geometry) as u64 + 4);
+        if self == Form::Codes && blocks > 0 { rows + 4 * groups } else { rows }
+    }
+
+    /// Where the CRC of a group of codes stands in the index.
+    pub fn crc_at(self, geometry: &Geometry, slot: usize, head: usize) -> Option<usize> {
+        (self == Form::Codes).then(|| 4 * (slot * geometry.heads() + head))
+    }
+
+    /// Where the radius of a block stands in the index of a segment of `blocks` blocks.
+    pub fn radius_at(self, geometry: &Geometry, blocks: usize, slot: usize, head: usize, block: usize) -> usize {
+        let heads = geometry.heads();
+        match self {
+            Form::Floats => (slot + 1) * blocks * heads * self.row_bytes(geometry) + 4 * ((slot * blocks + block) * heads + head),
+            Form::Codes => 4 * groups(geometry) + 4 * ((slot * heads + head) * blocks + block),
+        }
+    }
+
+    /// Where the mean key of a block stands.
+    pub fn mean_at(self, geometry: &Geometry, blocks: usize, slot: usize, head: usize, block: usize) -> usize {
+        let (heads, row) = (geometry.heads(), self.row_bytes(geometry));
+        match self {
+            Form::Floats => ((slot * blocks + block) * heads + head) * row + 4 * slot * blocks * heads,
+            Form::Codes => 4 * groups(geometry) * (1 + blocks) + ((slot * heads + head) * blocks + block) * row,
+        }
+    }
+
+    /// The index of a segment: `of` writes the mean key of (layer slot, head, block) and returns its radius.
+    pub fn build(self, geometry: &Geometry, blocks: usize, mut of: impl FnMut([usize; 3], &mut [u8]) -> Result<f32>) -> Result<Vec<u8>> {
+        let mut out: Vec<u8> = try_zeroed("the index of a memory", self.section_bytes(geometry, blocks) as usize)?;
+        let row = self.row_bytes(geometry);
+        for (slot, head) in (0..geometry.layer_count()).flat_map(|slot| (0..geometry.heads()).map(move |head| (slot, head))) {
+            for block in 0..blocks {
+                let radius = of([slot, head, block], &mut out[self.mean_at(geometry, blocks, slot, head, block)..][..row])?;
+                out[self.radius_at(geometry, blocks, slot, head, block)..][..4].copy_from_slice(&radius.to_le_bytes());
+            }
+            if let Some(at) = self.crc_at(geometry, slot, head).filter(|_| blocks > 0) {
+                let crc = crc32c::crc32c(&out[self.mean_at(geometry, blocks, slot, head, 0)..][..blocks * row]);
+                out[at..][..4].copy_from_slice(&crc.to_le_bytes());
+            }
+        }
+        Ok(out)
+    }
+
+    /// Encodes a mean key into `row` and leaves in `mean` what was kept of it; `room` is scratch.
+    pub fn encode(self, geometry: &Geometry, mean: &mut [f32], room: &mut Vec<u8>, row: &mut [u8]) {
+        let ty = self.row_type(geometry);
+        if self == Form::Codes {
+            mean.iter_mut().for_each(|x| *x = x.clamp(-LARGEST, LARGEST));
+        }
+        room.clear();
+        // Lengths fit: both follow from the geometry.
+        if quantise(ty, mean, room).is_ok() && room.len() == row.len() {
+            row.copy_from_slice(room);
+            let _ = dequantise(ty, row, mean);
+        }
+    }
+}
+
+/// Groups of means: one for each layer slot and head.
+fn groups(geometry: &Geometry) -> usize {
+    geometry.layer_count() * geometry.heads()
+}
+
+/// Floats to rows of [`Form::Codes`], appended to `out`: what a search of a file of the first form scans. Nothing has compared them
+/// with a checksum, so that they may be anything.
+pub fn codes_of(geometry: &Geometry, floats: &mut [f32], out: &mut Vec<u8>) -> Result<()> {
+    floats.iter_mut().filter(|x| x.is_nan() || x.abs() > LARGEST).for_each(|x| *x = 0.0);
+    quantise(Form::Codes.row_type(geometry), floats, out)
+}
+
+/// The index of one layer slot over all blocks, as floats. It is loaded from the segments when it is first asked for, and kept up by
+/// appends and refreshes from then on; a commit does not change it, because blocks keep their numbers.
 #[derive(Default)]
 pub struct LayerIndex {
     /// `(block, head, key_length)`.
@@ -34,21 +142,33 @@ impl LayerIndex {
     }
 
     /// Appends a block that is in memory.
-    pub fn push(&mut self, geometry: &Geometry, slot: usize, block: &Block) {
-        self.means.extend(block.means(geometry, slot));
-        self.radii.extend(block.radii(geometry, slot));
+    pub fn push(&mut self, geometry: &Geometry, form: Form, slot: usize, block: &Block) {
+        for head in 0..geometry.heads() {
+            let (mean, radius) = block.summary(geometry, slot, head);
+            self.take(geometry, form, mean, radius);
+        }
+    }
+
+    fn take(&mut self, geometry: &Geometry, form: Form, row: &[u8], radius: f32) {
+        let start = self.means.len();
+        self.means.resize(start + geometry.length(Side::Keys), 0.0);
+        let _ = dequantise(form.row_type(geometry), row, &mut self.means[start..]);
+        self.radii.push(radius);
     }
 
     /// Appends the index of the committed segments from number `first` on.
     pub fn load(&mut self, geometry: &Geometry, store: &Store, slot: usize, first: usize) -> Result<()> {
+        let form = store.form();
         for segment in store.segments.iter().skip(first) {
             let blocks = segment.layout.blocks;
             self.reserve(geometry, blocks)?;
             let bytes = store.section(segment, Section::Index)?;
-            let per_layer = bytes.len() / geometry.layer_count();
-            let mut floats = bytes[slot * per_layer..][..per_layer].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-            self.means.extend(floats.by_ref().take(blocks * geometry.heads() * geometry.length(Side::Keys)));
-            self.radii.extend(floats);
+            for (block, head) in (0..blocks).flat_map(|block| (0..geometry.heads()).map(move |head| (block, head))) {
+                let mean = &bytes[form.mean_at(geometry, blocks, slot, head, block)..][..form.row_bytes(geometry)];
+                let radius = &bytes[form.radius_at(geometry, blocks, slot, head, block)..];
+                let radius = radius.first_chunk().map_or(0.0, |b| f32::from_le_bytes(*b));
+                self.take(geometry, form, mean, radius);
+            }
         }
         Ok(())
     }

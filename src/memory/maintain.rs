@@ -5,7 +5,8 @@
 
 use super::format::Section;
 use super::geometry::Side;
-use super::page::Block;
+use super::index::Form;
+use super::page::{Block, Scratch};
 use super::segment::{Segment, file_len, not_truncated, recorded_crc};
 use super::{Codec, Damage, Fingerprint, Geometry, LayerKv, Memory, Source, SourceSpan};
 use crate::bytes::FileStorage;
@@ -68,7 +69,7 @@ impl Memory {
         let geometry = self.geometry().clone();
         let len = self.block(block)?.len;
         super::page::check_rows(&geometry, len, rows)?;
-        let mut made = Block::new(&geometry)?;
+        let mut made = Block::new(&geometry, self.form())?;
         made.push(&geometry, rows, 0, len);
         let mut bytes = Vec::new();
         made.pack(&geometry, layer_slot, &mut bytes)?;
@@ -87,7 +88,7 @@ impl Memory {
 
     /// Brings back damaged indices and tables of checksums, which follow from the keys. The number of sections that were healed.
     pub fn heal_sections(&mut self) -> Result<usize> {
-        let geometry = self.geometry().clone();
+        let (geometry, form) = (self.geometry().clone(), self.form());
         let Some(store) = &mut self.store else { return Ok(0) };
         let mut healed = 0;
         for i in 0..store.segments.len() {
@@ -102,10 +103,13 @@ impl Memory {
                 }
                 let bytes = match section {
                     Section::ExtentCrcs => extent_crcs(segment, &geometry, &*store.storage)?,
-                    _ => index(segment, &geometry, &*store.storage)?,
+                    _ => index(segment, &geometry, form, &*store.storage)?,
                 };
                 let offset = segment.offset + at;
-                healed += usize::from(store.heal(offset, &bytes, recorded)?);
+                if store.heal(offset, &bytes, recorded)? {
+                    store.segments[i].groups = Default::default();
+                    healed += 1;
+                }
                 break; // the store has changed hands; a second damage is found by the next call
             }
         }
@@ -175,26 +179,18 @@ fn extent_crcs(segment: &Segment, geometry: &Geometry, storage: &dyn crate::byte
     Ok(out)
 }
 
-fn index(segment: &Segment, geometry: &Geometry, storage: &dyn crate::bytes::Storage) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    for slot in 0..geometry.layer_count() {
-        let (mut means, mut radii) = (Vec::new(), Vec::new());
-        for block in 0..segment.layout.blocks {
-            let (at, len) = segment.layout.extent(slot, block);
-            let mut bytes: Vec<u8> = try_zeroed("an extent of a memory file", len)?;
-            super::segment::read(storage, &mut bytes, segment.offset + at)?;
-            let tokens = if block + 1 == segment.layout.blocks { segment.layout.last_len } else { geometry.block_len() };
-            for head in 0..geometry.heads() {
-                let run = &bytes[geometry.run_offset(Side::Keys, head, tokens)..][..geometry.run_bytes(Side::Keys, tokens)];
-                let (mean, radius) = super::page::summary(geometry, run, tokens)?;
-                means.extend(mean.iter().flat_map(|x| x.to_le_bytes()));
-                radii.extend(radius.to_le_bytes());
-            }
-        }
-        out.extend(means);
-        out.extend(radii);
-    }
-    Ok(out)
+fn index(segment: &Segment, geometry: &Geometry, form: Form, storage: &dyn crate::bytes::Storage) -> Result<Vec<u8>> {
+    let mut scratch = Scratch::new(geometry)?;
+    let mut bytes: Vec<u8> = Vec::new();
+    form.build(geometry, segment.layout.blocks, |[slot, head, block], row| {
+        let (at, len) = segment.layout.extent(slot, block);
+        bytes.clear();
+        crate::error::try_grow(&mut bytes, "an extent of a memory file", len)?;
+        super::segment::read(storage, &mut bytes, segment.offset + at)?;
+        let tokens = if block + 1 == segment.layout.blocks { segment.layout.last_len } else { geometry.block_len() };
+        let run = &bytes[geometry.run_offset(Side::Keys, head, tokens)..][..geometry.run_bytes(Side::Keys, tokens)];
+        Ok(scratch.summarise(geometry, form, run, tokens, row))
+    })
 }
 
 /// Copies what is to stay, source by source, so that documents do not share blocks.

@@ -4,16 +4,15 @@
 //! the very last; a block is either committed (read from the file) or pending (in RAM), and both are read through one face.
 
 use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX};
-use super::geometry::Side;
-use super::index::LayerIndex;
+use super::index::{Form, LayerIndex};
 use super::log::TokenLog;
-use super::page::{Block, check_rows};
+use super::page::{Block, Scratch, check_rows};
 use super::records::TokenRanges;
 use super::store::Store;
 use super::view::{Access, LayerKv, Source, SourceSpan, Stats};
 use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
-use crate::error::{Error, Result, try_reserve, try_zeroed};
+use crate::error::{Error, Result, try_reserve};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -179,6 +178,11 @@ impl Memory {
         self.store.as_ref().map_or(0, |s| s.tip().tokens)
     }
 
+    /// How its index keeps mean keys.
+    pub(super) fn form(&self) -> Form {
+        self.store.as_ref().map_or(Form::Codes, Store::form)
+    }
+
     pub(super) fn committed_blocks(&self) -> usize {
         self.store.as_ref().map_or(0, Store::blocks)
     }
@@ -190,7 +194,7 @@ impl Memory {
     /// [`Error::Argument`] for a wrong shape or for a number that is not finite in the codec, [`Error::Limit`] with more than a
     /// million tokens not committed, [`Error::OutOfMemory`], and [`Error::Io`] after a failed sync.
     pub fn append(&mut self, tokens: &[u32], source: Option<Source<'_>>, keys_values: &[LayerKv<'_>]) -> Result<()> {
-        let (geometry, block_len) = (&self.geometry, self.geometry.block_len());
+        let (geometry, form, block_len) = (&self.geometry, self.form(), self.geometry.block_len());
         if let Some(store) = &self.store {
             store.writable()?;
             let asked = (self.pending.tokens.len() + tokens.len()) as u64;
@@ -217,7 +221,7 @@ impl Memory {
         let mut fresh = Vec::new();
         try_reserve(&mut fresh, "memory blocks", new)?;
         for _ in 0..new {
-            fresh.push(Block::new(geometry)?);
+            fresh.push(Block::new(geometry, form)?);
         }
         try_reserve(&mut pending.blocks, "memory blocks", new)?;
         try_reserve(&mut pending.tokens, "memory tokens", tokens.len())?;
@@ -225,8 +229,7 @@ impl Memory {
         for index in self.index.iter_mut().filter_map(OnceLock::get_mut) {
             index.reserve(geometry, new)?;
         }
-        let mut scratch: Vec<f32> = try_zeroed("a memory block's index", block_len * geometry.length(Side::Keys))?;
-        let mut sums: Vec<f64> = try_zeroed("a memory block's index", geometry.length(Side::Keys))?;
+        let mut scratch = Scratch::new(geometry)?;
 
         let first_token = self.store.as_ref().map_or(0, |s| s.tip().tokens) + pending.tokens.len() as u64;
         let committed_blocks = self.store.as_ref().map_or(0, Store::blocks);
@@ -239,13 +242,13 @@ impl Memory {
         for block in &mut pending.blocks[first..] {
             let count = (block_len - block.len).min(tokens.len() - from);
             block.push(geometry, keys_values, from, count);
-            block.summarise(geometry, &mut scratch, &mut sums);
+            block.summarise(geometry, &mut scratch);
             from += count;
         }
         for (slot, index) in self.index.iter_mut().enumerate() {
             if let Some(index) = index.get_mut() {
                 index.truncate(geometry, committed_blocks + first);
-                pending.blocks[first..].iter().for_each(|b| index.push(geometry, slot, b));
+                pending.blocks[first..].iter().for_each(|b| index.push(geometry, form, slot, b));
             }
         }
         Ok(())

@@ -5,9 +5,9 @@
 //! together. What is appended is visible at once and durable after [`Memory::commit`]. The file is described in
 //! `docs/memory-format.md`.
 //!
-//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs` (what is read) -> `page.rs` (a block in memory: pack,
+//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs` and `scan.rs` (what is read) -> `page.rs` (a block in memory: pack,
 //! summarise) -> `store.rs` (file: recover, commit) -> `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
-//! how rows are kept, `index.rs` holds the summaries for a scan, `format.rs` the pages, `geometry.rs` the arithmetic.
+//! how rows are kept, `index.rs` how summaries are, `format.rs` the pages, `geometry.rs` the arithmetic.
 
 mod codec;
 mod documents;
@@ -23,6 +23,7 @@ mod memory;
 mod page;
 mod reader;
 mod records;
+mod scan;
 mod segment;
 mod store;
 mod superblock;
@@ -33,4 +34,5 @@ pub use geometry::{Fingerprint, Geometry, PAGE_BYTES, Side};
 pub use log::Unfinished;
 pub use maintain::{CompactOptions, Compaction};
 pub use memory::Memory;
+pub use scan::{Extent, ExtentRoom};
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

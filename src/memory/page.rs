@@ -1,12 +1,13 @@
 //! A block in memory: every layer's extent in the layout of the file, filled token by token, with its summary.
 //!
-//! The summary of a block's head is the mean of its stored (not of its given) keys, as they decode, and the radius: no key of the
-//! block is farther from the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
+//! The summary of a block's head is the mean of its stored (not of its given) keys, as they decode, encoded as the index keeps it, and
+//! the radius: no key of the block is farther from what is kept of the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
 
 use super::geometry::Side;
+use super::index::Form;
 use super::{BlockView, Geometry, LayerKv};
 use crate::bytes::AlignedBytes;
-use crate::error::{Error, Result, try_zeroed};
+use crate::error::{Error, Result, try_with_capacity, try_zeroed};
 use crate::kernels::tiles::TILE_TOKENS;
 
 /// One block that is not in a segment yet.
@@ -15,20 +16,23 @@ pub struct Block {
     bytes: AlignedBytes,
     /// Tokens in it.
     pub len: usize,
-    /// Mean keys, `(layer slot, head, key_length)`.
-    means: Vec<f32>,
+    /// How mean keys are kept.
+    form: Form,
+    /// Encoded mean keys, `(layer slot, head)`.
+    means: Vec<u8>,
     /// Radii, `(layer slot, head)`.
     radii: Vec<f32>,
 }
 
 impl Block {
     /// An empty block.
-    pub fn new(geometry: &Geometry) -> Result<Block> {
+    pub fn new(geometry: &Geometry, form: Form) -> Result<Block> {
         let heads = geometry.layer_count() * geometry.heads();
         Ok(Block {
             bytes: AlignedBytes::zeroed("a memory block", geometry.layer_count() * geometry.extent_bytes(geometry.block_len()))?,
             len: 0,
-            means: try_zeroed("a memory block's index", heads * geometry.length(Side::Keys))?,
+            form,
+            means: try_zeroed("a memory block's index", heads * form.row_bytes(geometry))?,
             radii: try_zeroed("a memory block's index", heads)?,
         })
     }
@@ -89,47 +93,59 @@ impl Block {
         self.len += count;
     }
 
-    /// Computes means and radii anew from the stored keys. `scratch` holds a run of a full block as f32. The result depends on
-    /// the tokens only, not on how many appends brought them.
-    pub fn summarise(&mut self, geometry: &Geometry, scratch: &mut [f32], sums: &mut [f64]) {
-        let length = geometry.length(Side::Keys);
-        let scratch = &mut scratch[..self.len * length];
+    /// Computes means and radii anew from the stored keys. The result depends on the tokens only, not on how many appends brought them.
+    pub fn summarise(&mut self, geometry: &Geometry, scratch: &mut Scratch) {
+        let row = self.form.row_bytes(geometry);
         for slot in 0..geometry.layer_count() {
             for head in 0..geometry.heads() {
-                let bytes = self.run(geometry, slot, Side::Keys, head);
-                BlockView { bytes, codec: geometry.codec, side: Side::Keys, len: self.len, length }.decode(scratch);
                 let at = slot * geometry.heads() + head;
-                let mean = &mut self.means[at * length..][..length];
-                self.radii[at] = mean_and_radius(scratch, mean, sums);
+                let start =
+                    slot * geometry.extent_bytes(geometry.block_len()) + geometry.run_offset(Side::Keys, head, geometry.block_len());
+                let run = &self.bytes[start..][..geometry.run_bytes(Side::Keys, self.len)];
+                self.radii[at] = scratch.summarise(geometry, self.form, run, self.len, &mut self.means[at * row..][..row]);
             }
         }
     }
 
-    /// Mean keys of a layer slot, `(head, key_length)`.
-    pub fn means(&self, geometry: &Geometry, layer_slot: usize) -> &[f32] {
-        let n = geometry.heads() * geometry.length(Side::Keys);
-        &self.means[layer_slot * n..][..n]
-    }
-
-    /// Radii of a layer slot, `(head)`.
-    pub fn radii(&self, geometry: &Geometry, layer_slot: usize) -> &[f32] {
-        &self.radii[layer_slot * geometry.heads()..][..geometry.heads()]
+    /// Encoded mean key of a head, and its radius.
+    pub fn summary(&self, geometry: &Geometry, layer_slot: usize, head: usize) -> (&[u8], f32) {
+        let (at, row) = (layer_slot * geometry.heads() + head, self.form.row_bytes(geometry));
+        (&self.means[at * row..][..row], self.radii[at])
     }
 
     /// Bytes it occupies.
     pub fn resident_bytes(&self) -> u64 {
-        (self.bytes.len() + 4 * (self.means.len() + self.radii.len())) as u64
+        (self.bytes.len() + self.means.len() + 4 * self.radii.len()) as u64
     }
 }
 
-/// Mean key and radius of a run of `len` keys.
-pub fn summary(geometry: &Geometry, run: &[u8], len: usize) -> Result<(Vec<f32>, f32)> {
-    let length = geometry.length(Side::Keys);
-    let mut keys: Vec<f32> = try_zeroed("a memory block's index", len * length)?;
-    BlockView { bytes: run, codec: geometry.codec, side: Side::Keys, len, length }.decode(&mut keys);
-    let (mut mean, mut sums) = (vec![0.0; length], vec![0.0; length]);
-    let radius = mean_and_radius(&keys, &mut mean, &mut sums);
-    Ok((mean, radius))
+/// Room to summarise blocks in.
+pub struct Scratch {
+    keys: Vec<f32>,
+    mean: Vec<f32>,
+    sums: Vec<f64>,
+    row: Vec<u8>,
+}
+
+impl Scratch {
+    /// For full blocks.
+    pub fn new(geometry: &Geometry) -> Result<Scratch> {
+        const WHAT: &str = "a memory block's index";
+        let length = geometry.length(Side::Keys);
+        let keys = try_zeroed(WHAT, geometry.block_len() * length)?;
+        let row = try_with_capacity(WHAT, 4 * length)?;
+        Ok(Scratch { keys, mean: try_zeroed(WHAT, length)?, sums: try_zeroed(WHAT, length)?, row })
+    }
+
+    /// Encodes the mean of a run of `len` keys and returns the radius.
+    pub fn summarise(&mut self, geometry: &Geometry, form: Form, run: &[u8], len: usize, row: &mut [u8]) -> f32 {
+        let length = geometry.length(Side::Keys);
+        let keys = &mut self.keys[..len * length];
+        BlockView { bytes: run, codec: geometry.codec, side: Side::Keys, len, length }.decode(keys);
+        mean_of(keys, &mut self.mean, &mut self.sums);
+        form.encode(geometry, &mut self.mean, &mut self.row, row);
+        radius_of(keys, &self.mean)
+    }
 }
 
 /// Writes the row of token `token` of a run.
@@ -146,12 +162,12 @@ fn put(geometry: &Geometry, side: Side, run: &mut [u8], token: usize, row: &[f32
     }
 }
 
-/// Mean of the rows in `keys` (each as long as `mean`) and the largest distance from it, rounded up. Sums run in f64, in order.
-fn mean_and_radius(keys: &[f32], mean: &mut [f32], sums: &mut [f64]) -> f32 {
+/// Mean of the rows in `keys`, each as long as `mean`. Sums run in f64, in order.
+fn mean_of(keys: &[f32], mean: &mut [f32], sums: &mut [f64]) {
     let rows = keys.chunks_exact(mean.len());
     let count = rows.len().max(1) as f64;
     sums.fill(0.0);
-    for row in rows.clone() {
+    for row in rows {
         for (s, k) in sums.iter_mut().zip(row) {
             *s += f64::from(*k);
         }
@@ -159,8 +175,12 @@ fn mean_and_radius(keys: &[f32], mean: &mut [f32], sums: &mut [f64]) -> f32 {
     for (m, s) in mean.iter_mut().zip(sums.iter()) {
         *m = (s / count) as f32;
     }
-    let distance = |row: &[f32]| row.iter().zip(mean.iter()).map(|(k, m)| (f64::from(*k) - f64::from(*m)).powi(2)).sum::<f64>();
-    let radius = rows.map(distance).fold(0.0, f64::max).sqrt();
+}
+
+/// The largest distance of a row in `keys` from `mean`, rounded up.
+fn radius_of(keys: &[f32], mean: &[f32]) -> f32 {
+    let distance = |row: &[f32]| row.iter().zip(mean).map(|(k, m)| (f64::from(*k) - f64::from(*m)).powi(2)).sum::<f64>();
+    let radius = keys.chunks_exact(mean.len()).map(distance).fold(0.0, f64::max).sqrt();
     let rounded = radius as f32;
     if f64::from(rounded) < radius { rounded.next_up() } else { rounded }
 }

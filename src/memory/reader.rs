@@ -1,7 +1,7 @@
 //! What a memory is read through: ids and sources, rows of keys and values, summaries, and which blocks are fit to be read.
 //!
 //! Invariants: nothing here changes what is stored; a committed block is compared with its checksum when it is first touched, and one that
-//! fails is dropped by itself, not the memory; summaries only propose and may be read unchecked.
+//! fails is dropped by itself, not the memory. What a search reads is in `scan.rs`.
 
 use super::Memory;
 use super::format::{Section, parse_spans};
@@ -50,19 +50,17 @@ impl Memory {
             let from = store.segments.partition_point(|s| s.header.first_token + u64::from(s.header.token_count) <= range.start);
             for segment in store.segments.iter().skip(from).take_while(|s| s.header.first_token < range.end) {
                 let part = part(segment.header.first_token, segment.header.token_count.into());
-                let ids = match (store.section(segment, Section::Tokens), &mut gaps) {
-                    (read, None) => read?,
-                    (read, Some(gaps)) => match store.or_skip(segment, Section::Tokens, read)? {
-                        Ok(ids) => ids,
-                        Err(_) => {
+                let read = Memory::read_ids(&*store.storage, segment, part.start, &mut out, part.len());
+                match &mut gaps {
+                    None => read?,
+                    Some(gaps) => {
+                        if store.or_skip(segment, Section::Tokens, read)?.is_err() {
                             let of_memory = |i: usize| segment.header.first_token + i as u64;
                             gaps.push(of_memory(part.start)..of_memory(part.end));
                             out.resize(out.len() + part.len(), 0);
-                            continue;
                         }
-                    },
-                };
-                out.extend(ids.as_chunks().0[part].iter().map(|b| u32::from_le_bytes(*b)));
+                    }
+                }
             }
         }
         out.extend(&self.pending.tokens[part(self.committed_len(), self.pending.tokens.len() as u64)]);
@@ -110,7 +108,7 @@ impl Memory {
     }
 
     /// `None` if the block is committed; an error if there is no such block.
-    fn pending_block(&self, block: usize) -> Result<Option<&Block>> {
+    pub(super) fn pending_block(&self, block: usize) -> Result<Option<&Block>> {
         let Some(i) = block.checked_sub(self.committed_blocks()) else { return Ok(None) };
         match self.pending.blocks.get(i) {
             Some(block) => Ok(Some(block)),
@@ -118,7 +116,7 @@ impl Memory {
         }
     }
 
-    fn committed_block(&self, block: usize) -> Result<(&Store, &Segment)> {
+    pub(super) fn committed_block(&self, block: usize) -> Result<(&Store, &Segment)> {
         let found = self.store.as_ref().and_then(|store| Some((store, store.segment_of_block(block)?)));
         found.ok_or_else(|| Error::argument("block", format!("below {}", self.blocks()), block))
     }
@@ -164,7 +162,7 @@ impl Memory {
             && let Some(segment) = store.segment_of_block(block)
         {
             let (at, len) = segment.layout.extent(layer_slot, block - segment.first_block);
-            store.maps.will_need(segment.offset + at, len as u64);
+            store.will_need(segment.offset + at, len as u64);
         }
     }
 
@@ -222,7 +220,7 @@ impl Memory {
         self.store.as_ref().map_or(Ok(()), |s| not_truncated(&*s.storage, s.tip().end))
     }
 
-    fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {
+    pub(super) fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {
         if layer_slot >= self.geometry.layer_count() {
             return Err(Error::argument("layer_slot", format!("below {}", self.geometry.layer_count()), layer_slot));
         }
@@ -240,43 +238,14 @@ impl Memory {
             index.load(&self.geometry, store, layer_slot, 0)?;
         }
         index.reserve(&self.geometry, self.pending.blocks.len())?;
-        self.pending.blocks.iter().for_each(|b| index.push(&self.geometry, layer_slot, b));
+        self.pending.blocks.iter().for_each(|b| index.push(&self.geometry, self.form(), layer_slot, b));
         Ok(cell.get_or_init(|| index))
     }
 
-    /// The mean of the stored keys of each block and head, `(block, head, key_length)`. The first call for a layer slot reads the
-    /// index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
+    /// The mean of the stored keys of each block and head, `(block, head, key_length)`, as the index keeps it. The first call for a layer
+    /// slot reads the index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
     pub fn mean_keys(&self, layer_slot: usize) -> Result<&[f32]> {
         Ok(&self.layer_index(layer_slot)?.means)
-    }
-
-    /// Hands out the mean keys of `blocks`, `(block, head, key_length)`, some blocks at a time, in order; nothing of them is kept, and
-    /// `each` may change them. What comes from a file is *not* compared with its checksum, which covers all layers: it may be
-    /// anything, as a summary that only proposes may.
-    pub fn scan_mean_keys(&self, layer_slot: usize, blocks: Range<usize>, each: &mut dyn FnMut(&mut [f32])) -> Result<()> {
-        self.check_layer_slot(layer_slot)?;
-        let width = self.geometry.heads() * self.geometry.length(Side::Keys);
-        let mut floats = Vec::new();
-        if let Some(store) = &self.store {
-            let from = store.segments.partition_point(|s| s.first_block + s.layout.blocks <= blocks.start);
-            for segment in store.segments.iter().skip(from).take_while(|s| s.first_block < blocks.end) {
-                let (first, last) = (blocks.start.max(segment.first_block), blocks.end.min(segment.first_block + segment.layout.blocks));
-                let bytes = store.means(segment, layer_slot, first - segment.first_block..last - segment.first_block)?;
-                floats.clear();
-                floats.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
-                each(&mut floats);
-            }
-        }
-        let committed = self.committed_blocks();
-        for block in blocks.start.max(committed)..blocks.end {
-            if let Some(pending) = self.pending_block(block)? {
-                floats.clear();
-                floats.extend_from_slice(pending.means(&self.geometry, layer_slot));
-                each(&mut floats);
-            }
-        }
-        debug_assert!(floats.len().is_multiple_of(width));
-        Ok(())
     }
 
     /// How far from its mean a key of a block and head is at most, `(block, head)`: `q·mean + |q|·radius` bounds every score.

@@ -1,8 +1,9 @@
 //! A committed segment and the ways to read it: through a map, each part checked against its CRC32C when it is first touched;
-//! or through plain reads, all of it, for recovery and for `verify`.
+//! or through plain reads, all of it, for recovery and for `verify` (and in parts, for a search: `scan.rs`).
 
 use super::format::{FILE, Layout, SECTIONS, Section, SegmentHeader};
 use super::maps::Maps;
+use super::scan::Groups;
 use super::{Damage, Geometry};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_zeroed};
@@ -29,13 +30,15 @@ pub struct Segment {
     sections_damaged: AtomicU8,
     /// A bit for each extent that was found right; made at the first touch.
     extents_checked: OnceLock<Vec<AtomicU64>>,
+    /// What is known of its mean keys.
+    pub(super) groups: Groups,
 }
 
 fn corrupt(offset: u64, what: String) -> Error {
     Error::Corrupt { file: FILE, offset, what }
 }
 
-fn check_crc(offset: u64, what: impl FnOnce() -> String, recorded: u32, computed: u32) -> Result<()> {
+pub fn check_crc(offset: u64, what: impl FnOnce() -> String, recorded: u32, computed: u32) -> Result<()> {
     if recorded == computed {
         return Ok(());
     }
@@ -45,8 +48,8 @@ fn check_crc(offset: u64, what: impl FnOnce() -> String, recorded: u32, computed
 impl Segment {
     /// A segment at `offset`, nothing of it checked but its header.
     pub fn new(offset: u64, first_block: usize, header: SegmentHeader, layout: Layout) -> Segment {
-        let (sections_checked, sections_damaged, extents_checked) = Default::default();
-        Segment { offset, first_block, header, layout, sections_checked, sections_damaged, extents_checked }
+        let (sections_checked, sections_damaged, extents_checked, groups) = Default::default();
+        Segment { offset, first_block, header, layout, sections_checked, sections_damaged, extents_checked, groups }
     }
 
     /// Its tokens.
@@ -65,7 +68,7 @@ impl Segment {
         self.offset + self.layout.segment_bytes
     }
 
-    fn extent_name(&self, geometry: &Geometry, slot: usize, block: usize) -> String {
+    pub fn extent_name(&self, geometry: &Geometry, slot: usize, block: usize) -> String {
         let layer = geometry.layers.get(slot).copied().unwrap_or_default();
         format!("block {} of layer {layer}", self.first_block + block)
     }
@@ -73,18 +76,28 @@ impl Segment {
     /// The bytes of a section, in place.
     pub fn section<'a>(&self, maps: &'a Maps, storage: &dyn Storage, section: Section) -> Result<&'a [u8]> {
         let (at, len) = self.layout.sections[section as usize];
-        let bit = 1 << section as u8;
-        let checked = self.sections_checked.load(Relaxed) & bit != 0;
+        let checked = self.is_checked(section);
         if !checked {
             not_truncated(storage, self.end())?;
         }
         let bytes = maps.bytes(storage, self.offset + at, len)?;
         if !checked {
-            let recorded = self.header.crcs[section as usize];
-            check_crc(self.offset + at, || format!("{section:?} of segment {}", self.header.sequence), recorded, crc32c::crc32c(bytes))?;
-            self.sections_checked.fetch_or(bit, Relaxed);
+            self.check_section(section, bytes)?;
         }
         Ok(bytes)
+    }
+
+    /// True if the section was found right.
+    pub fn is_checked(&self, section: Section) -> bool {
+        self.sections_checked.load(Relaxed) & (1 << section as u8) != 0
+    }
+
+    /// Compares the bytes of a section with its checksum, and notes it if they are right.
+    pub fn check_section(&self, section: Section, bytes: &[u8]) -> Result<()> {
+        let (at, recorded) = (self.offset + self.layout.sections[section as usize].0, self.header.crcs[section as usize]);
+        check_crc(at, || format!("{section:?} of segment {}", self.header.sequence), recorded, crc32c::crc32c(bytes))?;
+        self.sections_checked.fetch_or(1 << section as u8, Relaxed);
+        Ok(())
     }
 
     /// The bytes of an extent, in place. `block` counts from the segment's first.
@@ -101,7 +114,6 @@ impl Segment {
         }
         not_truncated(storage, self.end())?;
         let recorded = recorded_crc(self.section(maps, storage, Section::ExtentCrcs)?, i);
-        maps.will_need(self.offset + at, len as u64);
         let bytes = maps.bytes(storage, self.offset + at, len as u64)?;
         check_crc(self.offset + at, || self.extent_name(geometry, slot, block), recorded, crc32c::crc32c(bytes))?;
         word.fetch_or(bit, Relaxed);

@@ -5,12 +5,13 @@
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
 use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
-use super::geometry::{PAGE_BYTES, Side};
+use super::geometry::PAGE_BYTES;
+use super::index::Form;
 use super::maps::Maps;
 use super::page::Block;
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated, read};
-use super::superblock::{RECORDS, Superblock, read_superblocks};
+use super::superblock::{CODES, RECORDS, Superblock, read_superblocks};
 use super::{Access, Damage, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_reserve, try_with_capacity};
@@ -64,7 +65,8 @@ impl Store {
         }
         let uuid = random_uuid();
         let tip = Tip::start(&uuid);
-        let mut superblock = Superblock { compat: 0, ro_compat: 0, incompat: 0, uuid, fingerprint, geometry, generation: 1, durable: tip };
+        let mut superblock =
+            Superblock { compat: 0, ro_compat: 0, incompat: CODES, uuid, fingerprint, geometry, generation: 1, durable: tip };
         write(&mut *storage, &superblock.encode(), PAGE)?;
         superblock.generation = 2;
         write(&mut *storage, &superblock.encode(), 0)?;
@@ -113,6 +115,11 @@ impl Store {
         &self.superblock.fingerprint
     }
 
+    /// How its indices keep mean keys.
+    pub fn form(&self) -> Form {
+        self.superblock.form()
+    }
+
     /// The end of the chain.
     pub fn tip(&self) -> &Tip {
         &self.tip
@@ -148,15 +155,11 @@ impl Store {
         }
     }
 
-    /// Mean keys of some blocks of a segment, unchecked.
-    pub fn means(&self, segment: &Segment, layer_slot: usize, blocks: std::ops::Range<usize>) -> Result<&[u8]> {
-        let geometry = &self.superblock.geometry;
-        let (at, len) = segment.layout.sections[Section::Index as usize];
-        let (of_layer, of_block) = (len / geometry.layer_count() as u64, 4 * (geometry.heads() * geometry.length(Side::Keys)) as u64);
-        let at = segment.offset + at + layer_slot as u64 * of_layer + blocks.start as u64 * of_block;
-        let len = blocks.len() as u64 * of_block;
-        self.maps.will_need(at, len);
-        self.maps.bytes(&*self.storage, at, len)
+    /// Asks the system to read these bytes ahead; only a hint.
+    pub fn will_need(&self, offset: u64, len: u64) {
+        if !self.storage.will_need(offset, len) {
+            self.maps.will_need(offset, len);
+        }
     }
 
     /// An error if this handle may not write (any more).
@@ -246,7 +249,7 @@ impl Store {
         }
         let mut header_page = [0; PAGE_BYTES];
         read(&*self.storage, &mut header_page, at)?;
-        let (header, layout) = SegmentHeader::parse(&header_page, geometry, uuid, before, self.superblock.incompat & RECORDS != 0)?;
+        let (header, layout) = SegmentHeader::parse(&header_page, &self.superblock, before)?;
         if layout.segment_bytes + PAGE > room {
             let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
             return Err(corrupt(at, what));
@@ -340,10 +343,10 @@ impl Store {
     /// again. After an error from there on the handle no longer writes.
     pub fn commit(&mut self, blocks: &[Block], tokens: &[u32], spans: &[SourceSpan]) -> Result<()> {
         self.writable()?;
-        let (geometry, before) = (&self.superblock.geometry, self.tip);
+        let (geometry, form, before) = (&self.superblock.geometry, self.form(), self.tip);
         let spans = format::encode_spans(spans, before.tokens)?;
         let (token_count, spans_bytes) = (tokens.len() as u32, spans.len() as u32);
-        let layout = Layout::new(geometry, token_count, spans_bytes);
+        let layout = Layout::new(geometry, form, token_count, spans_bytes);
         let last = blocks.last().map_or(0, |b| b.len);
         if blocks.len() != layout.blocks || last != layout.last_len || token_count > format::SEGMENT_TOKENS_MAX {
             let found = format!("{} blocks, {last} tokens in the last", blocks.len());
@@ -360,12 +363,11 @@ impl Store {
         }
         let mut token_bytes = try_with_capacity("token ids", 4 * tokens.len())?;
         token_bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
-        let mut index = try_with_capacity("the index of a memory", layout.sections[Section::Index as usize].1 as usize)?;
-        for slot in 0..geometry.layer_count() {
-            let means = blocks.iter().flat_map(|b| b.means(geometry, slot));
-            let radii = blocks.iter().flat_map(|b| b.radii(geometry, slot));
-            index.extend(means.chain(radii).flat_map(|x| x.to_le_bytes()));
-        }
+        let index = form.build(geometry, blocks.len(), |[slot, head, block], row| {
+            let (mean, radius) = blocks[block].summary(geometry, slot, head);
+            row.copy_from_slice(mean);
+            Ok(radius)
+        })?;
         let sections = [token_bytes, spans, index, crcs];
         let section_crcs = std::array::from_fn(|i| crc32c::crc32c(&sections[i]));
         let header = SegmentHeader {
@@ -387,7 +389,7 @@ impl Store {
             let (sequence, first_token) = (self.tip.sequence + 1, self.tip.tokens);
             let (crcs, forgotten) = ([crc32c::crc32c(&[]); 4], ranges.to_vec());
             let header = SegmentHeader { sequence, first_token, token_count: 0, spans_bytes: 0, crcs, forgotten };
-            let layout = Layout::new(&self.superblock.geometry, 0, 0);
+            let layout = Layout::new(&self.superblock.geometry, self.form(), 0, 0);
             self.append(header, layout, &[const { Vec::new() }; 4], &[])?;
         }
         Ok(())
@@ -421,7 +423,7 @@ impl Store {
     /// Writes a segment and its commit page, syncs, and takes it in.
     fn append(&mut self, header: SegmentHeader, layout: Layout, sections: &[Vec<u8>; 4], blocks: &[Block]) -> Result<()> {
         let (geometry, before) = (&self.superblock.geometry, self.tip);
-        let header_page = header.encode(geometry, &self.superblock.uuid, before.hash);
+        let header_page = header.encode(&layout, &self.superblock.uuid, before.hash);
         let (commit_page, tip) = CommitPage::encode(&header_page, &layout, header.token_count, &self.superblock.uuid, &before);
         // If the disk is full it shall say so before anything is written.
         let reserved = self.storage.reserve(before.end, tip.end - before.end);

@@ -3,6 +3,7 @@
 
 use super::format::{FILE, FIRST_SEGMENT, PAGE, Tip, expect_u32, seal, unseal};
 use super::geometry::{ARCHITECTURE_BYTES, PAGE_BYTES};
+use super::index::Form;
 use super::segment::{file_len, read};
 use super::{Codec, Fingerprint, Geometry};
 use crate::bytes::Storage;
@@ -14,7 +15,9 @@ const VERSION: u32 = 1;
 const HINT_AT: usize = 3072;
 /// Incompatible feature: there are segments without tokens, which hold records.
 pub const RECORDS: u64 = 1;
-const KNOWN_INCOMPAT: u64 = RECORDS;
+/// Incompatible feature: indices keep mean keys as codes ([`Form::Codes`]), in every segment. Set when the file is created or never.
+pub const CODES: u64 = 2;
+const KNOWN_INCOMPAT: u64 = RECORDS | CODES;
 
 /// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +44,11 @@ impl Superblock {
     /// True if the page starts as a superblock does.
     pub fn is_magic(page: &[u8]) -> bool {
         page.starts_with(&SUPERBLOCK_MAGIC)
+    }
+
+    /// How indices keep mean keys.
+    pub fn form(&self) -> Form {
+        if self.incompat & CODES != 0 { Form::Codes } else { Form::Floats }
     }
 
     /// The page.

@@ -147,11 +147,6 @@ impl Score {
         self.count += 1;
     }
 
-    /// Tokens scored.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
     fn mean(&self) -> f64 {
         self.sum / self.count as f64
     }

@@ -7,7 +7,7 @@ use super::BlockAddress;
 use crate::error::{Result, try_reserve, try_zeroed};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::Rotary;
-use crate::memory::Memory;
+use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
 use std::ops::Range;
 
@@ -76,14 +76,13 @@ impl Blocks {
         let tokens = memory.block(at.block)?.len;
         let (key_row, value_row) = row_bytes(h);
         let mut rows = try_zeroed("a block of a memory", layers * tokens * (key_row + value_row))?;
-        let (mut read, mut decoded) = (0, Vec::new());
+        let (mut read, mut decoded, mut room) = (0, Vec::new(), ExtentRoom::default());
         for (slot, layer) in rows.chunks_exact_mut(tokens * (key_row + value_row)).enumerate() {
             let (keys, values) = layer.split_at_mut(tokens * key_row);
+            let extent = memory.extent(slot, at.block, &mut room)?;
             for head in 0..h.head_count_kv {
-                let views = [
-                    (memory.keys(slot, head, at.block)?, &mut *keys, key_row),
-                    (memory.values(slot, head, at.block)?, &mut *values, value_row),
-                ];
+                let views =
+                    [(extent.rows(Side::Keys, head), &mut *keys, key_row), (extent.rows(Side::Values, head), &mut *values, value_row)];
                 for (view, out, width) in views {
                     read += view.bytes.len() as u64;
                     decoded.clear();

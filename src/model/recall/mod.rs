@@ -19,7 +19,6 @@ mod vote;
 mod words;
 
 use self::blocks::{Blocks, CODEC, Placed, Sinks, Turning};
-use self::coarse::Coarse;
 use self::vote::{Read, best, best_key_votes};
 use super::hparams::Hparams;
 use crate::bytes::Cursor;
@@ -63,7 +62,7 @@ pub struct RecallOptions {
     pub blocks_max: usize,
     /// Layer slots whose queries search.
     pub searching: Vec<usize>,
-    /// Bytes that the index, the blocks and their copies may take.
+    /// Bytes that a choice may work with, and that blocks and their copies may take.
     pub budget_bytes: usize,
     /// Tokens of an answer after which it chooses again; 0: never.
     pub reselect_tokens: usize,
@@ -76,7 +75,6 @@ pub struct Recall {
     turning: Turning,
     /// For each searching layer the unrotated queries of the last tokens, `(tokens, heads, key_length)`.
     queries: Vec<Vec<f32>>,
-    coarse: Coarse,
     blocks: Blocks,
     sinks_max: usize,
     sinks: Sinks,
@@ -140,7 +138,6 @@ impl Recall {
             sinks_max: SINK_TOKENS_MAX.min(context / 8),
             layers: (0..slots).map(|_| Layer::default()).collect(),
             turning: Turning::default(),
-            coarse: Coarse::default(),
             blocks: Blocks::default(),
             sinks: Sinks::default(),
             chosen: Vec::new(),
@@ -165,7 +162,6 @@ impl Recall {
         self.forget_choice();
         self.queries.iter_mut().for_each(Vec::clear);
         self.sinks = Sinks::default();
-        self.coarse.truncate(keep);
         self.blocks.truncate(keep);
     }
 
@@ -182,13 +178,11 @@ impl Recall {
     /// The memories from number `keep` on are others now.
     pub fn memories_changed(&mut self, keep: usize) {
         self.forget_choice();
-        self.coarse.truncate(keep);
         self.blocks.truncate(keep);
     }
 
-    /// Gives back what can be read again: the index, and blocks that are not chosen.
+    /// Gives back what can be read again: blocks that are not chosen.
     pub fn trim(&mut self) {
-        self.coarse = Coarse::default();
         let (chosen, next) = (&self.chosen, self.next.as_deref().unwrap_or_default());
         self.blocks.shrink(0, |at| chosen.iter().chain(next).any(|c| c.0 == at));
     }
@@ -234,10 +228,10 @@ impl Recall {
         self.stats
     }
 
-    /// Bytes held: index, blocks, copies.
+    /// Bytes held: blocks, copies, queries.
     pub fn bytes(&self) -> usize {
         let queries = self.queries.iter().map(|q| 4 * q.capacity()).sum::<usize>();
-        self.coarse.bytes() + self.blocks.bytes() + self.copies() + queries
+        self.blocks.bytes() + self.copies() + queries
     }
 
     fn copies(&self) -> usize {
@@ -396,12 +390,15 @@ impl Recall {
         let total: usize = counts.iter().sum();
         let mut candidates: Vec<usize> = (0..total).collect();
         if total > CANDIDATES {
-            let searching = self.affordable(h, total);
-            self.coarse.update(pass, h, &self.options.searching[..searching], memories, &mut self.stats.bytes_read)?;
-            let queries: Vec<&[f32]> = self.queries[..searching].iter().map(Vec::as_slice).collect();
             let by_mean = (total / PROPOSED_BY_MEAN).clamp(*PROPOSED_BY_MEAN_RANGE.start(), *PROPOSED_BY_MEAN_RANGE.end());
-            candidates = best(&self.coarse.votes(pass, h, &queries, memories)?, by_mean);
-            self.stats.bytes_read += self.coarse.index_bytes() as u64;
+            candidates.clear();
+            let voters = coarse::voters(h, memories, self.options.budget_bytes / 2);
+            if voters > 0 {
+                let last = |q: &'_ Vec<f32>| q.len().saturating_sub(voters * h.head_count * h.key_length);
+                let queries: Vec<&[f32]> = self.queries.iter().map(|q| &q[last(q)..]).collect();
+                let votes = coarse::votes(pass, h, &self.options.searching, &queries, memories, &mut self.stats.bytes_read)?;
+                candidates = best(&votes, by_mean);
+            }
             candidates.extend(best(&words::shared_words(memories, text, &mut self.stats.bytes_read)?, PROPOSED_BY_WORDS));
             // The last block of a memory is in no index.
             candidates
@@ -546,19 +543,13 @@ impl Recall {
 
     /// Drops blocks that are not chosen until the budget holds.
     fn make_room(&mut self) {
-        let others = self.coarse.bytes() + self.copies();
+        let others = self.copies();
         let (chosen, next) = (&self.chosen, self.next.as_deref().unwrap_or_default());
         let wanted = |at| chosen.iter().chain(next).any(|c| c.0 == at);
         self.blocks.shrink(self.options.budget_bytes.saturating_sub(others), wanted);
     }
 
-    /// How many of the searching layers' mean keys half of the budget holds.
-    fn affordable(&self, h: &Hparams, blocks: usize) -> usize {
-        let of_layer = blocks * h.head_count_kv * Coarse::row_bytes(h.key_length);
-        (self.options.budget_bytes / 2 / of_layer.max(1)).min(self.options.searching.len())
-    }
-
-    /// How many blocks the other half holds, with their copies.
+    /// How many blocks half of the budget holds, with their copies; the other half is what a choice works with.
     fn affordable_blocks(&self, h: &Hparams) -> usize {
         let row = h.head_count_kv * (h.key_length + h.value_length);
         let of_block = self.layers.len() * super::MEMORY_BLOCK_TOKENS as usize * row * CODEC.bytes();

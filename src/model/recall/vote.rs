@@ -4,7 +4,7 @@
 use super::BlockAddress;
 use crate::error::{Error, Result, try_with_capacity, try_zeroed};
 use crate::kernels::vector::exp;
-use crate::memory::Memory;
+use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
 use crate::threads::Pass;
 use simsimd::SpatialSimilarity;
@@ -107,20 +107,20 @@ fn best_keys(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddr
         Err(e) => return Found { error: Some(e), ..found },
     }
     found.logits.resize(rows * blocks.len(), f32::NEG_INFINITY);
-    let mut keys = Vec::new();
+    let (mut keys, mut room) = (Vec::new(), ExtentRoom::default());
     for (b, at) in blocks.iter().enumerate() {
+        let memory = memories[at.memory];
+        let extent = match memory.or_drop(at.block, memory.extent(slot, at.block, &mut room)) {
+            Ok(Some(extent)) => extent,
+            Ok(None) => {
+                found.damaged += 1;
+                continue;
+            }
+            Err(e) => return Found { error: Some(e), ..found },
+        };
         for head in 0..h.head_count_kv {
-            let memory = memories[at.memory];
-            let view = match memory.or_drop(at.block, memory.keys(slot, head, at.block)) {
-                Ok(Some(view)) => view,
-                Ok(None) => {
-                    found.damaged += 1;
-                    (0..rows).for_each(|row| found.logits[row * blocks.len() + b] = f32::NEG_INFINITY);
-                    break;
-                }
-                Err(e) => return Found { error: Some(e), ..found },
-            };
-            // The values with them: the first touch compares all of an extent with its checksum.
+            let view = extent.rows(Side::Keys, head);
+            // The values with them: all of an extent is compared with its checksum.
             found.bytes += (view.bytes.len() * (d + h.value_length) / d) as u64;
             keys.clear();
             keys.resize(view.len * d, 0.0);

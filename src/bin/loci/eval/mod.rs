@@ -156,8 +156,11 @@ impl Eval {
                 if self.perplexity > 0 {
                     let session = self.new_session(&model)?;
                     let text = perplexity::Text::new(&session, &corpus.tokens[..self.lengths[l]], self.perplexity, mode);
-                    let before = if mode == Mode::Memory { Some(open_at(&model, &path, text.before_window())?) } else { None };
-                    report.perplexity(l, mode, text.score(session, before)?);
+                    if let Some(memory) = &memory {
+                        let window = text.before_window() as u64..self.lengths[l] as u64;
+                        memory.write().map_err(|_| broken())?.leave_out(&[window]);
+                    }
+                    report.perplexity(l, mode, text.score(session, memory.clone())?);
                 }
             }
         }

@@ -2,7 +2,6 @@
 
 use super::Mode;
 use crate::Failure;
-use crate::perplexity::Score;
 use loci::sampler::log_probability;
 use loci::session::{Session, SharedMemory};
 
@@ -31,8 +30,8 @@ impl<'a> Text<'a> {
         self.all.len() - self.local
     }
 
-    /// Scores the last tokens; None if the mode needs more room than the model has.
-    pub fn score(&self, mut session: Session, memory: Option<SharedMemory>) -> Result<Option<Score>, Failure> {
+    /// Negative log-likelihoods of the last tokens; None if the mode needs more room than the model has.
+    pub fn score(&self, mut session: Session, memory: Option<SharedMemory>) -> Result<Option<Vec<f64>>, Failure> {
         if !self.fits {
             return Ok(None);
         }
@@ -41,7 +40,7 @@ impl<'a> Text<'a> {
         }
         let tokens = &self.all[self.before_window()..];
         let first = (self.local - self.scored).max(1);
-        let (mut score, mut bad) = (Score::default(), None);
+        let (mut scored, mut bad) = (Vec::with_capacity(self.scored), None);
         // A batch chooses by its own last tokens what comes back: fed one by one, no token is judged by what comes after it.
         let step = if self.mode == Mode::Memory { 1 } else { self.local };
         let mut start = 0;
@@ -51,7 +50,7 @@ impl<'a> Text<'a> {
                 let next = start + i + 1;
                 if (first..self.local).contains(&next) {
                     match log_probability(row, tokens[next]) {
-                        Ok(p) => score.add(-p),
+                        Ok(p) => scored.push(-p),
                         Err(e) => bad = Some(e),
                     }
                 }
@@ -60,7 +59,7 @@ impl<'a> Text<'a> {
         }
         match bad {
             Some(e) => Err(e.into()),
-            None => Ok(Some(score)),
+            None => Ok(Some(scored)),
         }
     }
 }

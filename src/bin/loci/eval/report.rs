@@ -40,7 +40,8 @@ pub struct Report {
     /// By (mode, task, length, depth).
     cells: BTreeMap<(usize, usize, usize, usize), Cell>,
     costs: BTreeMap<(usize, usize), Cost>,
-    perplexities: BTreeMap<(usize, usize), (f64, f64, u64)>,
+    /// By (mode, length): negative log-likelihoods of the same tokens.
+    perplexities: BTreeMap<(usize, usize), Vec<f64>>,
     remembered: (usize, f64),
     /// One for each question.
     questions: Vec<Value>,
@@ -89,11 +90,23 @@ impl Report {
         cost.anonymous_bytes = cost.anonymous_bytes.max(stats.anonymous_bytes);
     }
 
-    pub fn perplexity(&mut self, length: usize, mode: Mode, score: Option<Score>) {
-        if let Some(score) = score {
-            let (perplexity, error) = score.perplexity();
-            self.perplexities.insert((mode as usize, length), (perplexity, error, score.count()));
+    pub fn perplexity(&mut self, length: usize, mode: Mode, scored: Option<Vec<f64>>) {
+        if let Some(scored) = scored {
+            self.perplexities.insert((mode as usize, length), scored);
         }
+    }
+
+    /// By how much the perplexity of a mode exceeds that of full attention, as a share of it, and the standard error of that: token by
+    /// token, so that what makes a token hard for both does not count.
+    fn over_full(&self, mode: usize, length: usize) -> Option<(f64, f64)> {
+        let (scored, full) = (self.perplexities.get(&(mode, length))?, self.perplexities.get(&(Mode::Full as usize, length))?);
+        let paired = mode != Mode::Full as usize && scored.len() == full.len();
+        paired.then(|| {
+            let mut differences = Score::default();
+            scored.iter().zip(full).for_each(|(a, b)| differences.add(a - b));
+            let (ratio, error) = differences.perplexity();
+            (ratio - 1.0, error)
+        })
     }
 
     fn sum(&self, mode: Mode, task: usize, length: usize) -> Option<Cell> {
@@ -143,9 +156,14 @@ impl Report {
                 out.push('\n');
             }
         }
-        for (&(mode, length), (perplexity, error, count)) in &self.perplexities {
-            let (name, length) = (MODES[mode].name(), self.lengths[length]);
-            let _ = writeln!(out, "perplexity of the last {count} of {length} tokens, {name}: {perplexity:.4} +/- {error:.4}");
+        for (&(mode, l), scored) in &self.perplexities {
+            let ((perplexity, error), count) = (of(scored), scored.len());
+            let (name, length) = (MODES[mode].name(), self.lengths[l]);
+            let _ = write!(out, "perplexity of the last {count} of {length} tokens, {name}: {perplexity:.4} +/- {error:.4}");
+            if let Some((over, error)) = self.over_full(mode, l) {
+                let _ = write!(out, ", {:+.2} % +/- {:.2} % against full", 100.0 * over, 100.0 * error);
+            }
+            out.push('\n');
         }
         for (&(mode, length), c) in &self.costs {
             let (name, length) = (MODES[mode].name(), self.lengths[length]);
@@ -184,10 +202,12 @@ impl Report {
                 }
             }
         }
-        let perplexities = self.perplexities.iter().map(|(&(mode, length), (perplexity, error, count))| {
+        let perplexities = self.perplexities.iter().map(|(&(mode, l), scored)| {
+            let ((perplexity, error), over) = (of(scored), self.over_full(mode, l));
             json!({
-                "mode": MODES[mode].name(), "length": self.lengths[length], "scored_tokens": count, "perplexity": perplexity,
-                "error": error,
+                "mode": MODES[mode].name(), "length": self.lengths[l], "scored_tokens": scored.len(), "perplexity": perplexity,
+                "error": error, "over_full": over.map(|o| o.0), "over_full_error": over.map(|o| o.1),
+                "negative_log_likelihoods": scored,
             })
         });
         let costs = self.costs.iter().map(|(&(mode, length), c)| {
@@ -250,6 +270,13 @@ impl Report {
         }
         out + "</svg>\n"
     }
+}
+
+/// Perplexity and its standard error.
+fn of(scored: &[f64]) -> (f64, f64) {
+    let mut score = Score::default();
+    scored.iter().for_each(|nll| score.add(*nll));
+    score.perplexity()
 }
 
 /// `32k`, `1m`.
