@@ -1,7 +1,7 @@
 //! Small loops over f32 slices, and what several kernels say in the vocabulary; fixed order, so the same bits on every run
 //! whatever the number of threads.
 
-use crate::simd::Simd;
+use crate::simd::{Level, Simd, Task, dispatch};
 
 /// Sums run in this many lanes whatever the level has, so that all levels add in one order.
 pub(super) const LANES: usize = 16;
@@ -69,6 +69,50 @@ fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
         n /= 2;
     }
     acc[0]
+}
+
+/// Turns logits into the squares of their shares of a softmax, in place. All zeros where no logit is above negative infinity.
+pub fn square_shares(logits: &mut [f32]) {
+    square_shares_at(Level::detect(), logits);
+}
+
+/// [`square_shares`] on a given level.
+pub fn square_shares_at(level: Level, logits: &mut [f32]) {
+    dispatch(level, SquareShares(logits));
+}
+
+/// e^(x - max) in place of every x, and added to the sums.
+#[inline(always)]
+fn add_exps<S: Simd>(s: S, x: &mut [f32; LANES], max: S::F, sums: &mut [S::F; 4]) {
+    for (x, sum) in x.chunks_exact_mut(S::LANES).zip(sums) {
+        let y = exp_vector(s, s.sub(s.load(x), max));
+        *sum = s.add(*sum, y);
+        s.store(y, x);
+    }
+}
+
+struct SquareShares<'a>(&'a mut [f32]);
+
+impl Task for SquareShares<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let max = self.0.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if max == f32::NEG_INFINITY {
+            return self.0.fill(0.0);
+        }
+        let (max, mut sums) = (s.splat(max), [s.splat(0.0); 4]);
+        let (chunks, rest) = self.0.as_chunks_mut();
+        for chunk in chunks {
+            add_exps(s, chunk, max, &mut sums);
+        }
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        add_exps(s, &mut last, max, &mut sums);
+        rest.copy_from_slice(&last[..rest.len()]);
+        let inverse = 1.0 / sum_vectors(s, sums);
+        self.0.iter_mut().for_each(|x| *x = (*x * inverse) * (*x * inverse));
+    }
 }
 
 /// e^x in f32, within 2 units in the last place over the whole range; branch-free so that loops over it become vectors.

@@ -241,7 +241,7 @@ impl Store {
 
     /// The two pages of the commit after `before`, in a file of `len` bytes.
     fn pages_after(&self, before: &Tip, len: u64) -> Result<(SegmentHeader, Layout, Tip)> {
-        let (geometry, uuid, at) = (&self.superblock.geometry, &self.superblock.uuid, before.end);
+        let (uuid, at) = (&self.superblock.uuid, before.end);
         let sequence = before.sequence.saturating_add(1);
         let room = len.saturating_sub(at);
         if room < 2 * PAGE {

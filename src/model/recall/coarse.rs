@@ -80,7 +80,8 @@ pub fn votes(
             let len = codes.len();
             let means = Matrix::new(ty, indexed.total, d, MapSlice::new(Arc::new(Map::owned(codes)), 0..len))?;
             activations.load_for(pass, &rows, &[&means])?;
-            logits.clear();
+            // Every product is written anew; heads have as many queries as each other.
+            logits.truncate(rows.len() / d * indexed.total);
             crate::error::try_grow(&mut logits, "votes", rows.len() / d * indexed.total)?;
             matmul(pass, &means, &activations, &mut logits);
             let of_indexed = square_shares(pass, &mut logits, indexed.total)?;

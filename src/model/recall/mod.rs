@@ -10,7 +10,7 @@
 //! it is there. (The family of InfLLM, arXiv 2402.04617, and ReAttention, arXiv 2407.15176.)
 //!
 //! Invariants: a layer's copy holds the sinks and the blocks of choice number `placed.0`, rotated to end before position
-//! `placed.1`; it is rebuilt when either is out of date. Every chosen block is held in RAM. What is held stays within the budget,
+//! `placed.1`; it is rebuilt when either is out of date, as is what it has of the choice on its way, number `choice + 1`. Every chosen block is held in RAM. What is held stays within the budget,
 //! but for the blocks of one choice, which are as few as they must be to fit.
 
 mod blocks;
@@ -82,8 +82,10 @@ pub struct Recall {
     chosen: Vec<(BlockAddress, f32)>,
     /// The best candidates of the turn: what an answer may choose from.
     finalists: Vec<BlockAddress>,
-    /// A choice on its way: some of its blocks are still to be read.
+    /// A choice on its way: some of its blocks are still to be read, or to be laid out in some layers.
     next: Option<Vec<(BlockAddress, f32)>>,
+    /// Tokens for which all blocks of that choice have been here: so many times `LAYERS_AT_ONCE` layers have copies of it.
+    steps: usize,
     /// Blocks that a snapshot says were held.
     missing: Vec<BlockAddress>,
     /// Tokens generated since the last choice.
@@ -100,6 +102,9 @@ struct Layer {
     /// The choice and the base that the copy was made for.
     placed: (u64, i64),
     copy: Placed,
+    /// Of the choice on its way, in the same way; no choice has the number 0.
+    next_placed: (u64, i64),
+    next: Placed,
 }
 
 /// Tokens kept as attention sinks, where the context has room for them.
@@ -117,6 +122,8 @@ const PROPOSED_BY_MEAN_RANGE: RangeInclusive<usize> = 256..=4096;
 const PROPOSED_BY_WORDS: usize = 256;
 /// Of these, as many as an answer may choose from.
 const FINALISTS: usize = 64;
+/// Layers in which a choice on its way is laid out for each token.
+const LAYERS_AT_ONCE: usize = 4;
 /// A block that is there already counts so much more when an answer chooses again.
 const HYSTERESIS: f32 = 2.0;
 
@@ -143,6 +150,7 @@ impl Recall {
             chosen: Vec::new(),
             finalists: Vec::new(),
             next: None,
+            steps: 0,
             missing: Vec::new(),
             since: 0,
             noting: true,
@@ -171,8 +179,15 @@ impl Recall {
         self.finalists.clear();
         self.missing.clear();
         self.next = None;
+        self.start_over();
         self.since = 0;
         self.choice += 1;
+    }
+
+    /// What was laid out of a choice on its way is not that choice any more.
+    fn start_over(&mut self) {
+        self.steps = 0;
+        self.layers.iter_mut().for_each(|layer| (layer.next_placed, layer.next) = Default::default());
     }
 
     /// The memories from number `keep` on are others now.
@@ -235,7 +250,7 @@ impl Recall {
     }
 
     fn copies(&self) -> usize {
-        self.layers.iter().map(|l| l.copy.bytes()).sum::<usize>() + self.turning.bytes()
+        self.layers.iter().map(|l| l.copy.bytes() + l.next.bytes()).sum::<usize>() + self.turning.bytes()
     }
 
     /// The last layer slot that searches: a pass that is made for its queries need not go further.
@@ -259,8 +274,8 @@ impl Recall {
     /// anew from them.
     ///
     /// Layout: sinks (u64 tokens; for each layer u64 floats and keys, u64 floats and values), chosen blocks, finalists, blocks on their
-    /// way (each u64 count; u64 memory, u64 block, f32 share of the votes, u32 1 if it is held), u64 1 if there is such a choice, u64
-    /// tokens since the last choice, and for each searching layer u64 floats and queries.
+    /// way (each u64 count; u64 memory, u64 block, f32 share of the votes, u32 1 if it is held), u64 1 if there is such a choice and 1 more
+    /// for each token for which all of it has been here, u64 tokens since the last choice, and for each searching layer u64 floats and queries.
     pub fn state(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let put = |out: &mut Vec<u8>, rows: &[f32]| {
@@ -283,7 +298,7 @@ impl Recall {
                 out.extend(u32::from(self.blocks.holds(*at)).to_le_bytes());
             }
         }
-        out.extend(u64::from(self.next.is_some()).to_le_bytes());
+        out.extend(self.next.as_ref().map_or(0, |_| 1 + self.steps as u64).to_le_bytes());
         out.extend((self.since as u64).to_le_bytes());
         self.queries.iter().try_for_each(|q| put(&mut out, q))?;
         Ok(out)
@@ -324,7 +339,13 @@ impl Recall {
             }
             lists.push(list);
         }
-        let next = c.u64("a choice on its way")? != 0;
+        let at = c.offset();
+        let next = c.u64("a choice on its way")?;
+        if next > 1 + self.layers.len() as u64 {
+            return Err(c.error_at(at, "a choice on its way", format!("at most {}", 1 + self.layers.len()), next));
+        }
+        self.start_over();
+        self.steps = next.saturating_sub(1) as usize;
         self.since = c.u64("tokens since the choice")? as usize;
         for i in 0..self.queries.len() {
             let row = h.head_count * h.key_length;
@@ -334,7 +355,7 @@ impl Recall {
         let mut lists = lists.into_iter().map(|list| list.into_iter().map(|(at, share, _)| (at, share)).collect::<Vec<_>>());
         self.chosen = lists.next().unwrap_or_default();
         self.finalists = lists.next().unwrap_or_default().into_iter().map(|b| b.0).collect();
-        self.next = lists.next().filter(|_| next);
+        self.next = lists.next().filter(|_| next > 0);
         self.sinks = sinks;
         self.choice += 1;
         Ok(())
@@ -355,7 +376,8 @@ impl Recall {
         self.noting = noting;
     }
 
-    /// Readies layer `slot` for a batch; `base` is the position of the first local token.
+    /// Readies layer `slot` for a batch; `base` is the position of the first local token. Where it is the layer's turn, lays out the choice
+    /// on its way beside what is read.
     pub fn prepare(&mut self, h: &Hparams, slot: usize, rotary: &Rotary, base: i64) -> Result<()> {
         let layer = &mut self.layers[slot];
         if layer.placed != (self.choice, base) {
@@ -363,7 +385,27 @@ impl Recall {
             self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base, &mut self.turning), &mut layer.copy)?;
             layer.placed = (self.choice, base);
         }
+        if let Some(next) = self.next.as_ref().filter(|_| (slot / LAYERS_AT_ONCE) + 1 == self.steps)
+            && layer.next_placed != (self.choice + 1, base)
+        {
+            let chosen: Vec<BlockAddress> = next.iter().map(|c| c.0).collect();
+            self.blocks.place(h, slot, &self.sinks, &chosen, (rotary, base, &mut self.turning), &mut layer.next)?;
+            layer.next_placed = (self.choice + 1, base);
+        }
         Ok(())
+    }
+
+    /// From now on the choice that was on its way is read: what its layers have of it takes the place of the old copies.
+    fn arrive(&mut self, next: Vec<(BlockAddress, f32)>) {
+        (self.chosen, self.choice) = (next, self.choice + 1);
+        for layer in &mut self.layers {
+            let (placed, copy) = (layer.next_placed, std::mem::take(&mut layer.next));
+            if placed.0 == self.choice {
+                (layer.placed, layer.copy) = (placed, copy);
+            }
+        }
+        self.steps = 0;
+        self.stats.choices += 1;
     }
 
     /// What KV head `head` reads, if anything.
@@ -443,19 +485,22 @@ impl Recall {
         self.stats.choices += 1;
     }
 
-    /// Before a token of an answer is computed: reads on for a choice that is on its way, or chooses again when it is time to. At most
-    /// one block is read.
+    /// Before a token of an answer is computed: reads on for a choice that is on its way, at most one block, then has it laid out in a few
+    /// layers; or chooses again when it is time to. So no token waits for all of it, and when it is read depends on nothing but how
+    /// many of its blocks were here.
     pub fn follow(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory]) -> Result<()> {
         if let Some(mut next) = self.next.take() {
+            let all = next.len();
             next.retain(|(at, _)| len_of(memories, *at) > 0);
             let missing = next.iter().find(|(at, _)| !self.blocks.use_for(*at, self.choice, len_of(memories, *at))).map(|c| c.0);
+            if missing.is_some() || next.len() < all {
+                self.start_over();
+            }
             match missing {
                 Some(at) if self.ready(h, memories, at)? => self.next = Some(next),
                 Some(at) => self.next = Some(next.into_iter().filter(|c| c.0 != at).collect()),
-                None => {
-                    (self.chosen, self.choice) = (next, self.choice + 1);
-                    self.stats.choices += 1;
-                }
+                None if self.steps < self.layers.len().div_ceil(LAYERS_AT_ONCE) => (self.next, self.steps) = (Some(next), self.steps + 1),
+                None => self.arrive(next),
             }
             self.make_room();
             return Ok(());

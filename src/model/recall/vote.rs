@@ -3,7 +3,7 @@
 
 use super::BlockAddress;
 use crate::error::{Error, Result, try_with_capacity, try_zeroed};
-use crate::kernels::vector::exp;
+use crate::kernels::vector;
 use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
 use crate::threads::Pass;
@@ -15,20 +15,7 @@ const CANDIDATES_AT_ONCE: usize = 8;
 /// Sums over the rows of `logits`, `(rows, blocks)`, of the squares of each block's share; the logits are spent.
 pub fn square_shares(pass: &Pass<'_>, logits: &mut [f32], blocks: usize) -> Result<Vec<f32>> {
     let blocks = blocks.max(1);
-    pass.for_each_chunk(logits, blocks, |_, row| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if max == f32::NEG_INFINITY {
-            // All of them are damaged.
-            return row.fill(0.0);
-        }
-        let mut sum = 0.0;
-        for v in row.iter_mut() {
-            *v = exp(*v - max);
-            sum += *v;
-        }
-        let inverse = 1.0 / sum;
-        row.iter_mut().for_each(|v| *v = (*v * inverse) * (*v * inverse));
-    });
+    pass.for_each_chunk(logits, blocks, |_, row| vector::square_shares(row));
     let mut votes = try_zeroed("votes", blocks)?;
     for row in logits.chunks_exact(blocks) {
         votes.iter_mut().zip(row).for_each(|(v, x)| *v += x);

@@ -264,6 +264,8 @@ impl Report {
                         "<rect x=\"{left}\" y=\"{top}\" width=\"{w}\" height=\"{h}\" fill=\"{fill}\"><title>{:.0} %</title></rect>",
                         share * 100.0
                     );
+                    let (x, percent) = (left + SIDE - 1, share * 100.0);
+                    let _ = writeln!(out, "<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\" fill=\"#fff\">{percent:.0}</text>", middle - 1);
                 }
             }
             out += "</g>\n";
