@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ControlFlow::Continue(())
     })?;
     println!();
-    for passage in session.passages().iter().take(3) {
+    for passage in session.passages()?.iter().take(3) {
         println!("read tokens {} to {} of {:?}", passage.first_token, passage.first_token + passage.len, passage.source);
     }
     Ok(())

@@ -170,7 +170,7 @@ fn asked(model: &Arc<Model>, memory: &SharedMemory, memory_top_k: usize) -> (Vec
     let mut s = Session::new(model.clone(), options).unwrap();
     s.attach_memory(memory.clone()).unwrap();
     s.prefill(&ids(700, 1)[300..330], &mut |_, _| Continue(())).unwrap();
-    (s.logits().unwrap().to_vec(), s.passages().iter().map(|p| p.first_token).collect())
+    (s.logits().unwrap().to_vec(), s.passages().unwrap().iter().map(|p| p.first_token).collect())
 }
 
 #[test]

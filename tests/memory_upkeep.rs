@@ -412,11 +412,11 @@ fn a_session_reads_on_around_damaged_token_ids_and_sources() {
         s.prefill(&ids(4096, 13)[1000..1030], &mut quiet()).unwrap();
         (memory, s)
     };
-    assert!(ask().1.passages().iter().all(|p| p.source.is_some()));
+    assert!(ask().1.passages().unwrap().iter().all(|p| p.source.is_some()));
     spoil_bytes(&path, &as_stored(&ids(4096, 11)[..8]));
     spoil_bytes(&path, b"part 2");
     let (memory, s) = ask();
-    let passages = s.passages();
+    let passages = s.passages().unwrap();
     let labelled = passages.iter().filter(|p| p.source.is_some()).count();
     let of_two = passages.iter().filter(|p| (2 * 4096..3 * 4096).contains(&p.first_token)).count();
     assert_eq!(labelled, passages.len() - of_two, "the others keep their labels: {passages:?}");
@@ -530,7 +530,7 @@ fn a_session_reads_on_around_damage_and_says_so_and_repair_brings_it_back() {
             let mut s = session(&model);
             s.attach_memory(memory.clone()).unwrap();
             s.prefill(&ids(300, 2)[100..130], &mut quiet()).unwrap();
-            (s.logits().unwrap().to_vec(), s.passages()[0].first_token)
+            (s.logits().unwrap().to_vec(), s.passages().unwrap()[0].first_token)
         };
         let (expected, best) = ask(&memory);
         let block = (0..).find(|b| memory.read().unwrap().block(*b).unwrap().first_token == best).unwrap();

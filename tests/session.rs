@@ -292,7 +292,7 @@ fn a_sliding_window_goes_on_and_reads_back_what_left() {
     let (local, memory) = s.state();
     assert_eq!(local as u64 + memory, 300);
     assert!(local <= 128 - 80, "room is kept for sinks and what comes back: {local}");
-    assert!(!s.passages().is_empty());
+    assert!(!s.passages().unwrap().is_empty());
     let finish = s.generate(GenerateOptions { ignore_eos: true, max_tokens: 50, ..Default::default() }, &mut |_| Continue(()));
     assert_eq!(finish.unwrap(), Finish::Length);
     assert!(s.truncate(10).is_err(), "those tokens have left the window");
@@ -437,7 +437,7 @@ fn a_memory_answers_the_same_after_a_restart_and_only_its_own_model() {
         let mut s = Session::new(model.clone(), options()).unwrap();
         assert_eq!(s.attach_memory(memory).unwrap(), 0);
         s.prefill(&ids(12, 13), &mut quiet()).unwrap();
-        (s.logits().unwrap().to_vec(), s.passages())
+        (s.logits().unwrap().to_vec(), s.passages().unwrap())
     };
     let written = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
     let mut s = Session::new(model.clone(), options()).unwrap();
@@ -497,7 +497,7 @@ fn gemma_s_memory_holds_its_global_layers() {
     let question = &ids(300, 15)[170..200];
     s.prefill(question, &mut quiet()).unwrap();
     assert!(s.stats().memory_bytes_read > 0);
-    let best = &s.passages()[0];
+    let best = &s.passages().unwrap()[0];
     assert!(best.first_token < 200 && best.first_token + best.len > 170, "{best:?}");
 }
 
@@ -556,7 +556,7 @@ fn each_passage_names_the_memory_that_it_is_of() {
         }
         s.prefill(&tokens[128..160], &mut quiet()).unwrap();
         assert_eq!(s.state().1, 900);
-        for passage in s.passages() {
+        for passage in s.passages().unwrap() {
             let memory = passage.memory.unwrap();
             assert_eq!(passage.source.as_deref(), Some(documents[memory].0));
             assert!(passage.first_token + passage.len <= 300, "{passage:?}");

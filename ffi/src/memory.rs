@@ -359,7 +359,7 @@ pub unsafe extern "C" fn loci_session_passages(session: *mut loci_session, count
     guard(|| {
         let out = Out::new("count", count)?;
         let count = with(session, |s| {
-            let passages = s.session.passages();
+            let passages = s.session.passages()?;
             s.passages = passages.into_iter().map(|p| (p.source.clone().map(c_string), p)).map(|(source, p)| (p, source)).collect();
             Ok(s.passages.len())
         })?;

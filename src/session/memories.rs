@@ -182,11 +182,14 @@ impl Session {
 
     /// Which stored passages were read for the last tokens, most wanted first. Ordinary models only: a Focused Transformer
     /// reads all of its memory, or a choice per query and head.
-    pub fn passages(&self) -> Vec<Passage> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a memory's list of sources cannot be read; where it is damaged, passages are without.
+    pub fn passages(&self) -> Result<Vec<Passage>> {
         let shared: Vec<_> = self.memories().cloned().collect();
         let readers = Readers::lock(&shared);
         let memories = readers.list();
-        let sources: Vec<_> = memories.iter().map(|m| m.sources().unwrap_or_default()).collect();
+        let sources: Vec<_> = memories.iter().map(|m| m.sources()).collect::<Result<_>>()?;
         let source_at = |memory: usize, token: u64| {
             let span = sources[memory].iter().find(|s| s.tokens.contains(&token));
             span.map(|s| s.label.clone())
@@ -195,7 +198,7 @@ impl Session {
         let mut passages: Vec<Passage> = Vec::new();
         for &(at, score) in self.recall.chosen() {
             let Some(memory) = memories.get(at.memory) else { continue };
-            let Ok(block) = memory.block(at.block) else { continue };
+            let block = memory.block(at.block)?;
             let source = source_at(at.memory, block.first_token);
             match passages.last_mut() {
                 Some(p) if p.memory == number(at.memory) && p.first_token + p.len == block.first_token && p.source == source => {
@@ -209,7 +212,7 @@ impl Session {
             }
         }
         passages.sort_by(|a, b| b.score.total_cmp(&a.score));
-        passages
+        Ok(passages)
     }
 
     /// How a full window makes room.

@@ -261,7 +261,7 @@ impl Recall {
         let mut answer =
             run::generate(&mut session, self.answer.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
         answer.text.insert_str(0, &self.begin);
-        let passages: Vec<Passage> = session.passages().into_iter().take(self.passages).collect();
+        let passages: Vec<Passage> = session.passages()?.into_iter().take(self.passages).collect();
         let texts = passages.iter().map(|p| snippet(&session, &memories, p)).collect::<Result<Vec<_>, _>>()?;
         let whole = self.read_whole(&session, &memories)?;
         if json {

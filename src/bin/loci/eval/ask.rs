@@ -82,7 +82,7 @@ impl<'a> Asker<'a> {
 
 /// The place, among the passages that were read, of the one that holds what decides: the last token of the item, before the end of the
 /// line.
-pub fn found(session: &Session, item: &Item) -> Option<usize> {
+pub fn found(session: &Session, item: &Item) -> loci::Result<Option<usize>> {
     let holds = |p: &loci::session::Passage| (p.first_token..p.first_token + p.len).contains(&item.end().saturating_sub(2));
-    session.passages().iter().position(holds)
+    Ok(session.passages()?.iter().position(holds))
 }

@@ -252,7 +252,7 @@ impl Eval {
             };
             let Some(answer) = asker.ask(&mut session, item, &text, mode)? else { break };
             let score = item.score(&answer.text);
-            let rank = if mode == Mode::Memory { ask::found(&session, item) } else { None };
+            let rank = if mode == Mode::Memory { ask::found(&session, item)? } else { None };
             if self.verbose {
                 let (task, depth, expected) = (item.task.name(), item.depth, item.expected.join(" "));
                 let rank = rank.map_or(String::new(), |rank| format!(", read as {rank}"));
