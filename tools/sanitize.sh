@@ -18,7 +18,6 @@ case $kind in
 esac
 target=x86_64-unknown-linux-gnu dir=$PWD/build/sanitize/$kind
 unpack_source
-mkdir -p "$dir/files"
 RUSTC=$home/bin/rustc RUSTDOC=$home/bin/rustdoc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$kind" \
     cargo rustc -p loci-ffi --lib --crate-type staticlib --target $target -Zbuild-std=std,panic_abort,panic_unwind --target-dir "$dir/target"
 # The runtime is of Debian's newest Clang: GCC's lacks functions that this compiler calls.

@@ -4,6 +4,16 @@
 
 use super::{I8, Plain, Rows, Simd};
 
+/// A function that is long when it is compiled: called where every CPU in use has a higher level, so that its code is there once; inlined
+/// where this level is all there is.
+macro_rules! outlined {
+    ($($function:tt)*) => {
+        #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), inline(always))]
+        $($function)*
+    };
+}
+
 /// The token; needs nothing of the CPU.
 #[derive(Clone, Copy)]
 pub struct Portable(pub(super) ());
@@ -49,13 +59,14 @@ fn lanes<T>(f: impl Fn(usize) -> T) -> [T; 4] {
     [f(0), f(1), f(2), f(3)]
 }
 
-/// Exact: the exponent is moved by a multiplication, which takes care of subnormal halves too.
-#[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-fn half_to_f(h: u32) -> f32 {
-    const TWO_TO_112: f32 = f32::from_bits(239 << 23);
-    let finite = (f32::from_bits((h & 0x7fff) << 13) * TWO_TO_112).to_bits();
-    let other = 0x7f80_0000 | (h & 0x03ff) << 13;
-    f32::from_bits((h & 0x8000) << 16 | if h & 0x7c00 == 0x7c00 { other } else { finite })
+outlined! {
+    /// Exact: the exponent is moved by a multiplication, which takes care of subnormal halves too.
+    fn half_to_f(h: u32) -> f32 {
+        const TWO_TO_112: f32 = f32::from_bits(239 << 23);
+        let finite = (f32::from_bits((h & 0x7fff) << 13) * TWO_TO_112).to_bits();
+        let other = 0x7f80_0000 | (h & 0x03ff) << 13;
+        f32::from_bits((h & 0x8000) << 16 | if h & 0x7c00 == 0x7c00 { other } else { finite })
+    }
 }
 
 #[inline(always)]
@@ -127,23 +138,26 @@ impl Simd for Portable {
         let (a, b) = (a.words(), b.words());
         Bytes::of_words([a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1]), a[2].wrapping_add(b[2]), a[3].wrapping_add(b[3])])
     }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn lookup(self, table: &[i8; 16], v: Bytes) -> Bytes {
-        Bytes(v.0.map(|i| table[usize::from(i & 15)] as u8))
-    }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn spread_bits(self, v: Bytes, at: usize) -> Bytes {
-        let bits = u16::from_le_bytes([v.0[at], v.0[at + 1]]);
-        let mut out = [0; 16];
-        for (e, o) in out.iter_mut().enumerate() {
-            *o = if bits >> e & 1 == 1 { 255 } else { 0 };
+    outlined! {
+        fn lookup(self, table: &[i8; 16], v: Bytes) -> Bytes {
+            Bytes(v.0.map(|i| table[usize::from(i & 15)] as u8))
         }
-        Bytes(out)
     }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn transpose(self, q: [Bytes; 4]) -> [Bytes; 4] {
-        let q = [q[0].words(), q[1].words(), q[2].words(), q[3].words()];
-        lanes(|j| Bytes::of_words([q[0][j], q[1][j], q[2][j], q[3][j]]))
+    outlined! {
+        fn spread_bits(self, v: Bytes, at: usize) -> Bytes {
+            let bits = u16::from_le_bytes([v.0[at], v.0[at + 1]]);
+            let mut out = [0; 16];
+            for (e, o) in out.iter_mut().enumerate() {
+                *o = if bits >> e & 1 == 1 { 255 } else { 0 };
+            }
+            Bytes(out)
+        }
+    }
+    outlined! {
+        fn transpose(self, q: [Bytes; 4]) -> [Bytes; 4] {
+            let q = [q[0].words(), q[1].words(), q[2].words(), q[3].words()];
+            lanes(|j| Bytes::of_words([q[0][j], q[1][j], q[2][j], q[3][j]]))
+        }
     }
     #[inline(always)]
     fn signed(self, v: Bytes) -> Bytes {
@@ -155,25 +169,28 @@ impl Simd for Portable {
             *o = w as i8;
         }
     }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn dot<const K: u8>(self, acc: Bytes, w: &[Bytes; 4], a: &[i8; 16]) -> Bytes {
-        let acc = acc.words();
-        let mut sums = lanes(|r| acc[r] as i32);
-        for (w, a) in w.iter().zip(a.as_chunks::<4>().0) {
-            for (sum, codes) in sums.iter_mut().zip(w.0.as_chunks::<4>().0) {
-                *sum += codes.iter().zip(a).map(|(c, a)| code::<K>(*c) * i32::from(*a)).sum::<i32>();
+    outlined! {
+        fn dot<const K: u8>(self, acc: Bytes, w: &[Bytes; 4], a: &[i8; 16]) -> Bytes {
+            let acc = acc.words();
+            let mut sums = lanes(|r| acc[r] as i32);
+            for (w, a) in w.iter().zip(a.as_chunks::<4>().0) {
+                for (sum, codes) in sums.iter_mut().zip(w.0.as_chunks::<4>().0) {
+                    *sum += codes.iter().zip(a).map(|(c, a)| code::<K>(*c) * i32::from(*a)).sum::<i32>();
+                }
             }
+            Bytes::of_words(lanes(|r| sums[r] as u32))
         }
-        Bytes::of_words(lanes(|r| sums[r] as u32))
     }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn dot_rows16<const K: u8>(self, w: [Bytes; 4], a: &[i8; 16]) -> Bytes {
-        Bytes::of_words(lanes(|r| dot16::<K>(w[r], a) as u32))
+    outlined! {
+        fn dot_rows16<const K: u8>(self, w: [Bytes; 4], a: &[i8; 16]) -> Bytes {
+            Bytes::of_words(lanes(|r| dot16::<K>(w[r], a) as u32))
+        }
     }
-    #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), inline(never))]
-    fn dot_rows32<const K: u8>(self, lo: [Bytes; 4], hi: [Bytes; 4], a: &[i8; 32]) -> Bytes {
-        let (a, b) = a.split_at(16);
-        Bytes::of_words(lanes(|i| (dot16::<K>(lo[i], a) + dot16::<K>(hi[i], b)) as u32))
+    outlined! {
+        fn dot_rows32<const K: u8>(self, lo: [Bytes; 4], hi: [Bytes; 4], a: &[i8; 32]) -> Bytes {
+            let (a, b) = a.split_at(16);
+            Bytes::of_words(lanes(|i| (dot16::<K>(lo[i], a) + dot16::<K>(hi[i], b)) as u32))
+        }
     }
     #[inline(always)]
     fn rows16(self, rows: &Rows<'_>, i: usize, at: usize) -> Bytes {
