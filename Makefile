@@ -125,6 +125,10 @@ kotlin: ## The Kotlin API over JNI on this machine's JVM (fetches the Kotlin com
 	@tools/setup.sh cargo cc javac cmake npm
 	cargo test --test bindings -- --ignored kotlin
 
+swift: ## The Swift package, compiled and tested on Linux (Swift 6: Debian 13's, or the one on the path)
+	@tools/setup.sh cargo cc swift
+	cargo test --test bindings -- --ignored swift
+
 ios: ## Static libraries and the XCFramework for iOS, checked: with Xcode, or a proof without
 	@tools/apple/build.sh
 
@@ -177,4 +181,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test crash sanitize run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash sanitize run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin swift ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

@@ -66,7 +66,7 @@ fn java_does_what_the_native_class_says() {
     let classes = dir.path().join("classes");
     let mut javac = Command::new("javac");
     javac.args(["-Xlint:all", "-Werror", "--release", "17", "-d"]).arg(&classes);
-    for class in ["Native", "Progress", "LociException"] {
+    for class in ["Native", "Passage", "Progress", "LociException"] {
         javac.arg(android.join("java/dev/loci").join(class).with_extension("java"));
     }
     run(javac.arg(root().join("tests/java/dev/loci/BindingTest.java")));
@@ -83,4 +83,23 @@ fn kotlin_does_what_its_api_says() {
     let libraries = run(Command::new(root().join("tools/android/kotlin.sh")).arg(&classes).arg(root().join("tests/kotlin")));
     let class_path = format!("{}:{}", classes.display(), libraries.trim());
     on_the_jvm("dev.loci.KotlinTestKt", class_path.as_ref(), &jni, &dir);
+}
+
+/// The Swift package, whose sources are the same on Apple's systems; here as Swift for Linux compiles them.
+#[test]
+#[ignore = "needs Swift for Linux: `make swift`"]
+fn swift_does_what_its_package_says() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(libraries().join("libloci.so"), dir.path().join("libloci.so")).unwrap();
+    std::os::unix::fs::symlink(libraries().join("libloci.so"), dir.path().join("libloci.so.0")).unwrap();
+    let mut swift = Command::new("swift");
+    swift.args(["test", "--package-path"]).arg(root().join("examples/apple")).arg("--scratch-path").arg(dir.path().join("build"));
+    swift.args(["-Xswiftc", "-warnings-as-errors", "-Xswiftc", "-strict-concurrency=complete", "-Xcc"]);
+    swift.arg(format!("-I{}", root().join("include").display())).arg("-Xlinker").arg(format!("-L{}", dir.path().display()));
+    swift.env("LD_LIBRARY_PATH", dir.path()).env("LOCI_MODEL", model(&dir));
+    let out = native::output(&mut swift);
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    // A package without tests succeeds as well.
+    assert!(said.contains("LociTests' passed") && !said.contains("skipped"), "{said}");
 }

@@ -15,6 +15,7 @@ package_of() {
         numpy) echo python3-numpy ;;
         abidiff) echo abigail-tools ;;
         javac) echo default-jdk-headless ;;
+        swift) echo swiftlang ;;
         *) echo "$1" ;;
     esac
 }

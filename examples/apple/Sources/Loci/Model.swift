@@ -19,15 +19,13 @@ public final class Model: Sendable {
     public func close() { loci_model_free(handle.pointer) }
 
     public func tokenize(_ text: String, addSpecial: Bool = false) throws -> [Int32] {
-        var text = text
-        return try text.withUTF8 { bytes in
-            let flags: UInt32 = addSpecial ? LOCI_ADD_SPECIAL : 0
-            let start = UnsafeRawPointer(bytes.baseAddress)?.assumingMemoryBound(to: CChar.self)
+        try withText(text) { start, bytes in
             // A buffer that is too small says how large it has to be.
-            var tokens = [Int32](repeating: 0, count: bytes.count + 2)
+            var tokens = [Int32](repeating: 0, count: bytes + 2)
             while true {
                 var count = 0
-                let status = loci_model_tokenize(handle.pointer, start, bytes.count, flags, &tokens, tokens.count, &count)
+                let flags: UInt32 = addSpecial ? LOCI_ADD_SPECIAL : 0
+                let status = loci_model_tokenize(handle.pointer, start, bytes, flags, &tokens, tokens.count, &count)
                 if status == LOCI_BUFFER_TOO_SMALL {
                     tokens = [Int32](repeating: 0, count: count)
                     continue
@@ -40,9 +38,8 @@ public final class Model: Sendable {
 
     /// A conversation as the model's chat template writes it, up to where the assistant speaks.
     public func chat(_ messages: [(role: String, content: String)]) throws -> String {
-        let roles = messages.map { Array($0.role.utf8CString) }, contents = messages.map { Array($0.content.utf8CString) }
-        return try withPointers(to: roles) { roles in
-            try withPointers(to: contents) { contents in
+        try withPointers(to: messages.map(\.role)) { roles in
+            try withPointers(to: messages.map(\.content)) { contents in
                 var text = [CChar](repeating: 0, count: 4096)
                 while true {
                     var length = 0
@@ -52,7 +49,7 @@ public final class Model: Sendable {
                         continue
                     }
                     try check(status)
-                    return String(cString: text)
+                    return text.withUnsafeBytes { String(decoding: $0.prefix(length), as: UTF8.self) }
                 }
             }
         }
@@ -72,22 +69,4 @@ public final class Model: Sendable {
 
     /// For memory warnings: the pages of the weights leave the process until they are read again.
     public func trim() throws { try check(loci_model_trim(handle.pointer)) }
-}
-
-/// Calls `body` with an array of pointers to NUL-terminated strings, good for the call.
-private func withPointers<Result>(
-    to strings: [[CChar]], _ body: (UnsafePointer<UnsafePointer<CChar>?>) throws -> Result
-) rethrows -> Result {
-    var pointers: [UnsafePointer<CChar>?] = []
-    func next(_ rest: ArraySlice<[CChar]>) throws -> Result {
-        guard let first = rest.first else {
-            // Never an empty array: its pointer may be anything.
-            return try (pointers + [nil]).withUnsafeBufferPointer { try body($0.baseAddress!) }
-        }
-        return try first.withUnsafeBufferPointer {
-            pointers.append($0.baseAddress)
-            return try next(rest.dropFirst())
-        }
-    }
-    return try next(strings[...])
 }

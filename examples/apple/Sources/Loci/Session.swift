@@ -27,6 +27,13 @@ public actor Session {
         handle = try Handle { loci_session_new(model.handle.pointer, &options, &$0) }
     }
 
+    /// The session that was saved, which goes on as if nothing had been. Of the memories that it had attached, those that are not among
+    /// `memories` are opened by their paths.
+    public init(restoring path: String, model: Model, memories: [Memory] = []) throws {
+        let pointers = memories.map { Optional($0.handle.pointer) }
+        handle = try Handle { loci_session_load(model.handle.pointer, path, pointers, pointers.count, &$0) }
+    }
+
     deinit { loci_session_free(handle.pointer) }
 
     /// Frees what it holds, now: a call under way is cancelled, later ones are refused.
@@ -51,7 +58,43 @@ public actor Session {
         return length
     }
 
+    /// How the tokens of later answers are chosen.
+    public func setSampling(_ sampling: Sampling) throws {
+        var options = try Sampling.defaults()
+        options.seed = sampling.seed
+        options.temperature = sampling.temperature
+        options.top_k = sampling.topK
+        options.top_p = sampling.topP
+        options.min_p = sampling.minP
+        options.repetition_penalty = sampling.repetitionPenalty
+        try check(loci_session_set_sampler(handle.pointer, &options))
+    }
+
     public func attach(_ memory: Memory) throws { try check(loci_session_attach_memory(handle.pointer, memory.handle.pointer, nil)) }
+
+    /// The stretches of memory that were read for the last prompt and answer, most wanted first.
+    public func passages() throws -> [Passage] {
+        var count = 0
+        try check(loci_session_passages(handle.pointer, &count))
+        return try (0..<count).map { index in
+            var passage = loci_passage()
+            passage.struct_size = MemoryLayout<loci_passage>.size
+            try check(loci_session_passage(handle.pointer, index, &passage))
+            return Passage(
+                source: passage.source.map { String(cString: $0) }, firstToken: passage.first_token, tokenCount: passage.token_count,
+                memory: passage.memory == LOCI_MEMORY_OWN ? nil : passage.memory, score: passage.score)
+        }
+    }
+
+    /// Writes all of the session to a file, whole or not at all: before the app goes to the background, say. `init(restoring:)` reads it.
+    public func save(to path: String) throws { try check(loci_session_save(handle.pointer, path)) }
+
+    /// Why the last answer ended.
+    public func finish() throws -> Finish {
+        var finish: loci_finish = 0
+        try check(loci_session_finish(handle.pointer, &finish))
+        return Finish(rawValue: finish) ?? .error
+    }
 
     /// The whole conversation so far; what is held already is not computed again.
     public func prompt(_ text: String, progress: (@Sendable (UInt64, UInt64) -> Bool)? = nil) async throws {
@@ -75,14 +118,21 @@ public actor Session {
         }
     }
 
-    /// The answer, in pieces of whole characters, computed as they are asked for. Leaving the loop ends it.
-    public nonisolated func generate(maxTokens: UInt32 = 256) -> Pieces { Pieces(session: self, maxTokens: maxTokens) }
+    /// The answer, in pieces of whole characters, computed as they are asked for. It ends where one of `stop` would begin, too. Leaving the
+    /// loop ends it.
+    public nonisolated func generate(maxTokens: UInt32 = 256, stop: [String] = []) -> Pieces {
+        Pieces(session: self, maxTokens: maxTokens, stop: stop)
+    }
 
-    fileprivate func start(maxTokens: UInt32) throws {
-        var options = loci_generate_options()
-        try check(loci_generate_options_init(&options, MemoryLayout<loci_generate_options>.size))
-        options.max_tokens = maxTokens
-        try check(loci_session_start(handle.pointer, &options))
+    fileprivate func start(maxTokens: UInt32, stop: [String]) throws {
+        try withPointers(to: stop) { pointers in
+            var options = loci_generate_options()
+            try check(loci_generate_options_init(&options, MemoryLayout<loci_generate_options>.size))
+            options.max_tokens = maxTokens
+            options.stop = pointers
+            options.stop_count = stop.count
+            try check(loci_session_start(handle.pointer, &options))
+        }
     }
 
     /// The next text that is not empty, and whether it is the last.
@@ -92,7 +142,9 @@ public actor Session {
         while true {
             try check(loci_session_next(handle.pointer, &piece))
             let last = piece.finish != LOCI_FINISH_NONE
-            if piece.text_len > 0 || last { return (String(cString: piece.text), last) }
+            if piece.text_len > 0 || last {
+                return (String(decoding: UnsafeRawBufferPointer(start: piece.text, count: piece.text_len), as: UTF8.self), last)
+            }
         }
     }
 
@@ -117,36 +169,27 @@ public struct Pieces: AsyncSequence, Sendable {
     public typealias Element = String
     let session: Session
     let maxTokens: UInt32
+    let stop: [String]
 
-    public func makeAsyncIterator() -> Iterator { Iterator(session: session, maxTokens: maxTokens) }
+    public func makeAsyncIterator() -> Iterator { Iterator(self) }
 
     public struct Iterator: AsyncIteratorProtocol {
-        let session: Session
-        let maxTokens: UInt32
+        private let asked: Pieces
         private var started = false
         private var finished = false
 
-        init(session: Session, maxTokens: UInt32) {
-            self.session = session
-            self.maxTokens = maxTokens
-        }
+        fileprivate init(_ asked: Pieces) { self.asked = asked }
 
         public mutating func next() async throws -> String? {
             guard !finished else { return nil }
             try Task.checkCancellation()
             if !started {
                 started = true
-                try await session.start(maxTokens: maxTokens)
+                try await asked.session.start(maxTokens: asked.maxTokens, stop: asked.stop)
             }
-            let piece = try await session.next()
+            let piece = try await asked.session.next()
             finished = piece.last
             return piece.last && piece.text.isEmpty ? nil : piece.text
         }
     }
-}
-
-/// The bytes of a text, good for the call.
-private func withText(_ text: String, _ body: (UnsafePointer<CChar>?, Int) -> loci_status) -> loci_status {
-    var text = text
-    return text.withUTF8 { body(UnsafeRawPointer($0.baseAddress)?.assumingMemoryBound(to: CChar.self), $0.count) }
 }

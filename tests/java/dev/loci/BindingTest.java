@@ -28,7 +28,7 @@ public final class BindingTest {
     }
 
     private static String answer(long session, int tokens) {
-        Native.sessionStart(session, tokens);
+        Native.sessionStart(session, tokens, null);
         StringBuilder out = new StringBuilder();
         int[] finish = new int[1];
         while (finish[0] == Native.FINISH_NONE) out.append(text(Native.sessionNext(session, finish)));
@@ -86,10 +86,38 @@ public final class BindingTest {
         check(answer(session, 12).equals(first), "with rests");
         Native.sessionSetDuty(session, 100);
 
+        // How tokens are chosen, and what ends an answer.
+        float[] usual = Native.samplerDefaults();
+        check(usual.length == 5 && usual[0] > 0 && usual[1] >= 1, Arrays.toString(usual));
+        Native.sessionSetSampler(session, 7, 0, 0, 1, 0, 1);
+        Native.sessionReset(session);
+        Native.sessionPrompt(session, utf8("the key is"), 0, null);
+        String greedy = answer(session, 12);
+        check(!greedy.startsWith("|"), greedy);
+        Native.sessionReset(session);
+        Native.sessionPrompt(session, utf8("the key is"), 0, null);
+        Native.sessionStart(session, 12, new byte[][] {utf8("no such text"), utf8(greedy.substring(0, greedy.offsetByCodePoints(0, 1)))});
+        int[] reason = new int[1];
+        while (reason[0] == Native.FINISH_NONE) check(Native.sessionNext(session, reason).length == 0, "text before a stop string");
+        check(reason[0] == Native.FINISH_STOP && Native.sessionFinish(session) == Native.FINISH_STOP, "finish " + reason[0]);
+        refused(() -> Native.sessionStart(session, 12, new byte[][] {null}));
+        check(refused(() -> Native.sessionSetSampler(session, 0, -1, 0, 1, 0, 1)).status() == -1, "a temperature below 0");
+
+        // Saved, it goes on.
+        byte[] snapshot = utf8(new File(args[1], "java.session").getPath());
+        Native.sessionReset(session);
+        Native.sessionPrompt(session, utf8("the key is"), 0, null);
+        Native.sessionSave(session, snapshot);
+        long restored = Native.sessionLoad(model, snapshot, new long[0]);
+        check(answer(restored, 12).equals(answer(session, 12)), "the session that was saved");
+        Native.sessionFree(restored);
+        refused(() -> Native.sessionLoad(model, utf8("/no/such/file"), new long[0]));
+        check(refused(() -> Native.sessionLoad(model, snapshot, new long[] {12345})).status() == -2, "a memory that is none");
+
         // Cancelled from another thread.
         Native.sessionReset(session);
         Native.sessionPrompt(session, utf8("the key is"), 0, null);
-        Native.sessionStart(session, 1000000);
+        Native.sessionStart(session, 1000000, new byte[0][]);
         int[] finish = new int[1];
         Native.sessionNext(session, finish);
         Thread canceller = new Thread(() -> Native.sessionCancel(session));
@@ -108,6 +136,11 @@ public final class BindingTest {
         check(held > 0 && Native.memoryLength(again) == held, "memory of " + held);
         Native.sessionAttach(session, again);
         Native.sessionPrompt(session, utf8("where is the key?"), 0, null);
+        answer(session, 1);
+        Passage[] passages = Native.sessionPassages(session);
+        check(passages.length > 0, "no passages");
+        for (Passage passage : passages)
+            check(passage.source.equals("notes") && passage.memory == 0 && passage.firstToken + passage.tokenCount <= held, passage.source);
         Native.sessionTrim(session);
         Native.modelTrim(model);
         Native.memoryFree(again);

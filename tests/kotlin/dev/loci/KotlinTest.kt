@@ -61,6 +61,26 @@ fun main(args: Array<String>) = runBlocking {
     session.prompt("the key is")
     check(session.generate(12).toList().joinToString("") == answer)
 
+    // How tokens are chosen, and what ends an answer.
+    check(Sampling().temperature > 0 && Sampling().topK > 0)
+    session.setSampling(Sampling(temperature = 0f))
+    session.reset()
+    session.prompt("the key is")
+    val greedy = session.generate(12).toList().joinToString("")
+    check(session.finish == Finish.LENGTH || session.finish == Finish.END_OF_TEXT) { session.finish }
+    session.reset()
+    session.prompt("the key is")
+    val first = greedy.substring(0, greedy.offsetByCodePoints(0, 1))
+    check(session.generate(12, stop = listOf(first)).toList().isEmpty() && session.finish == Finish.STOP) { session.finish }
+
+    // Saved, it goes on.
+    session.reset()
+    session.prompt("the key is")
+    val snapshot = File(args[1], "kotlin.session").path
+    session.save(snapshot)
+    Session.restore(model, snapshot).use { check(it.generate(12).toList().joinToString("") == greedy) }
+    check(session.generate(12).toList().joinToString("") == greedy)
+
     // A memory outlives what wrote it.
     val path = File(args[1], "kotlin.lmem").path
     Memory.create(model, path).use { memory ->
@@ -73,6 +93,8 @@ fun main(args: Array<String>) = runBlocking {
         other.attach(memory)
         other.prompt("Where is the key?")
         other.generate(4).toList()
+        val passages = other.passages()
+        check(passages.isNotEmpty() && passages.all { it.source == "notes" && it.memory == 0 })
     }
     session.trim()
     model.trim()

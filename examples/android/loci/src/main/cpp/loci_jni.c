@@ -59,6 +59,23 @@ static char *copy(JNIEnv *env, jbyteArray array, size_t *len) {
     return text;
 }
 
+/* Copies of the n arrays in `from` into texts, which has room for them; stops where one raises an exception. */
+static void copies(JNIEnv *env, jobjectArray from, jsize n, char **texts) {
+    size_t ignored;
+    jsize i;
+    for (i = 0; i < n && !(*env)->ExceptionCheck(env); i++) {
+        jobject array = (*env)->GetObjectArrayElement(env, from, i);
+        if (!(*env)->ExceptionCheck(env)) texts[i] = copy(env, (jbyteArray)array, &ignored);
+        if (array != NULL) (*env)->DeleteLocalRef(env, array);
+    }
+}
+
+static void free_all(char **texts, jsize n) {
+    jsize i;
+    for (i = 0; texts != NULL && i < n; i++) free(texts[i]);
+    free(texts);
+}
+
 /* --- errors and the library itself --- */
 
 NATIVE(jbyteArray, systemInfo)(JNIEnv *env, jclass class) {
@@ -148,20 +165,16 @@ NATIVE(jbyteArray, chat)(JNIEnv *env, jclass class, jlong model, jobjectArray ro
     /* Roles, then contents. */
     char **texts = calloc(2 * (size_t)n + 1, sizeof *texts);
     char *buffer = NULL;
-    size_t len = 0, ignored;
+    size_t len = 0;
     jbyteArray out = NULL;
     loci_status status;
-    jsize i;
     (void)class;
     if (texts == NULL) {
         out_of_memory(env);
         return NULL;
     }
-    for (i = 0; i < 2 * n && !(*env)->ExceptionCheck(env); i++) {
-        jobject array = (*env)->GetObjectArrayElement(env, i < n ? roles : contents, i % n);
-        if (!(*env)->ExceptionCheck(env)) texts[i] = copy(env, (jbyteArray)array, &ignored);
-        if (array != NULL) (*env)->DeleteLocalRef(env, array);
-    }
+    copies(env, roles, n, texts);
+    if (!(*env)->ExceptionCheck(env)) copies(env, contents, n, texts + n);
     if (!(*env)->ExceptionCheck(env)) {
         const char *const *role = (const char *const *)texts, *const *content = role + n;
         status = loci_model_chat_render(MODEL(model), role, content, (size_t)n, prompt ? 1 : 0, NULL, 0, &len);
@@ -173,8 +186,7 @@ NATIVE(jbyteArray, chat)(JNIEnv *env, jclass class, jlong model, jobjectArray ro
         if (status != LOCI_OK) raise(env, status);
         else out = bytes_of(env, buffer, len);
     }
-    for (i = 0; i < 2 * n; i++) free(texts[i]);
-    free(texts);
+    free_all(texts, 2 * n);
     free(buffer);
     return out;
 }
@@ -262,13 +274,69 @@ NATIVE(void, sessionPrompt)(JNIEnv *env, jclass class, jlong session, jbyteArray
     if (status != LOCI_OK) raise(env, status);
 }
 
-NATIVE(void, sessionStart)(JNIEnv *env, jclass class, jlong session, jint max_tokens) {
+/* Temperature, top_k, top_p, min_p, repetition penalty. */
+NATIVE(jfloatArray, samplerDefaults)(JNIEnv *env, jclass class) {
+    loci_sampler_options options;
+    jfloatArray array;
+    jfloat values[5];
+    loci_status status = loci_sampler_options_init(&options, sizeof options);
+    (void)class;
+    if (status != LOCI_OK) {
+        raise(env, status);
+        return NULL;
+    }
+    values[0] = options.temperature;
+    values[1] = (jfloat)options.top_k;
+    values[2] = options.top_p;
+    values[3] = options.min_p;
+    values[4] = options.repetition_penalty;
+    array = (*env)->NewFloatArray(env, 5);
+    if (array != NULL) (*env)->SetFloatArrayRegion(env, array, 0, 5, values);
+    return array;
+}
+
+NATIVE(void, sessionSetSampler)
+(JNIEnv *env, jclass class, jlong session, jlong seed, jfloat temperature, jint top_k, jfloat top_p, jfloat min_p, jfloat repetition) {
+    loci_sampler_options options;
+    loci_status status = loci_sampler_options_init(&options, sizeof options);
+    (void)class;
+    options.seed = (uint64_t)seed;
+    options.temperature = temperature;
+    options.top_k = (uint32_t)top_k;
+    options.top_p = top_p;
+    options.min_p = min_p;
+    options.repetition_penalty = repetition;
+    if (status == LOCI_OK) status = loci_session_set_sampler(SESSION(session), &options);
+    if (status != LOCI_OK) raise(env, status);
+}
+
+NATIVE(void, sessionStart)(JNIEnv *env, jclass class, jlong session, jint max_tokens, jobjectArray stop) {
+    const jsize n = stop == NULL ? 0 : (*env)->GetArrayLength(env, stop);
+    char **texts = calloc((size_t)n + 1, sizeof *texts);
     loci_generate_options options;
     loci_status status = loci_generate_options_init(&options, sizeof options);
     (void)class;
+    if (texts == NULL) {
+        out_of_memory(env);
+        return;
+    }
+    copies(env, stop, n, texts);
     options.max_tokens = (uint32_t)max_tokens;
-    if (status == LOCI_OK) status = loci_session_start(SESSION(session), &options);
+    options.stop = (const char *const *)texts;
+    options.stop_count = (size_t)n;
+    if (!(*env)->ExceptionCheck(env)) {
+        if (status == LOCI_OK) status = loci_session_start(SESSION(session), &options);
+        if (status != LOCI_OK) raise(env, status);
+    }
+    free_all(texts, n);
+}
+
+NATIVE(jint, sessionFinish)(JNIEnv *env, jclass class, jlong session) {
+    loci_finish finish = LOCI_FINISH_NONE;
+    loci_status status = loci_session_finish(SESSION(session), &finish);
+    (void)class;
     if (status != LOCI_OK) raise(env, status);
+    return finish;
 }
 
 /* The text of the next step; the reason is in finish[0]. */
@@ -349,4 +417,71 @@ NATIVE(void, sessionRemember)(JNIEnv *env, jclass class, jlong session, jlong me
     free(utf8);
     free(label);
     if (status != LOCI_OK) raise(env, status);
+}
+
+NATIVE(jobjectArray, sessionPassages)(JNIEnv *env, jclass class, jlong session) {
+    size_t count = 0, i;
+    jclass of = (*env)->FindClass(env, "dev/loci/Passage");
+    jmethodID make = of == NULL ? NULL : (*env)->GetMethodID(env, of, "<init>", "([BJJIF)V");
+    jobjectArray all = NULL;
+    loci_status status;
+    (void)class;
+    if (make == NULL) return NULL;
+    status = loci_session_passages(SESSION(session), &count);
+    if (status == LOCI_OK) all = (*env)->NewObjectArray(env, (jsize)count, of, NULL);
+    for (i = 0; i < count && status == LOCI_OK && all != NULL; i++) {
+        loci_passage passage;
+        jbyteArray source = NULL;
+        jobject made;
+        memset(&passage, 0, sizeof passage);
+        passage.struct_size = sizeof passage;
+        status = loci_session_passage(SESSION(session), i, &passage);
+        if (status != LOCI_OK) break;
+        if (passage.source != NULL) source = bytes_of(env, passage.source, strlen(passage.source));
+        made = (*env)->ExceptionCheck(env) ? NULL
+                                           : (*env)->NewObject(env, of, make, source, (jlong)passage.first_token, (jlong)passage.token_count,
+                                                               (jint)passage.memory, passage.score);
+        if (made == NULL) return NULL;
+        (*env)->SetObjectArrayElement(env, all, (jsize)i, made);
+        (*env)->DeleteLocalRef(env, made);
+        if (source != NULL) (*env)->DeleteLocalRef(env, source);
+    }
+    if (status != LOCI_OK) raise(env, status);
+    return all;
+}
+
+/* --- snapshots --- */
+
+NATIVE(void, sessionSave)(JNIEnv *env, jclass class, jlong session, jbyteArray path) {
+    size_t len;
+    char *name = copy(env, path, &len);
+    loci_status status;
+    (void)class;
+    if ((*env)->ExceptionCheck(env)) return;
+    status = loci_session_save(SESSION(session), name);
+    free(name);
+    if (status != LOCI_OK) raise(env, status);
+}
+
+NATIVE(jlong, sessionLoad)(JNIEnv *env, jclass class, jlong model, jbyteArray path, jlongArray memories) {
+    const jsize n = (*env)->GetArrayLength(env, memories);
+    size_t len;
+    char *name = copy(env, path, &len);
+    jlong *handles = (*env)->ExceptionCheck(env) ? NULL : (*env)->GetLongArrayElements(env, memories, NULL);
+    loci_memory **attached = calloc((size_t)n + 1, sizeof *attached);
+    loci_session *session = NULL;
+    loci_status status;
+    jsize i;
+    (void)class;
+    if (handles != NULL && attached != NULL) {
+        for (i = 0; i < n; i++) attached[i] = MEMORY(handles[i]);
+        status = loci_session_load(MODEL(model), name, attached, (size_t)n, &session);
+        if (status != LOCI_OK) raise(env, status);
+    } else if (!(*env)->ExceptionCheck(env)) {
+        out_of_memory(env);
+    }
+    if (handles != NULL) (*env)->ReleaseLongArrayElements(env, memories, handles, JNI_ABORT);
+    free(attached);
+    free(name);
+    return (jlong)(intptr_t)session;
 }

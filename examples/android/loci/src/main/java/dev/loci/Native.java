@@ -14,8 +14,11 @@ public final class Native {
     public static final int ADD_SPECIAL = 1;
     public static final int PARSE_SPECIAL = 2;
     public static final int FINISH_NONE = 0;
+    public static final int FINISH_EOS = 1;
+    public static final int FINISH_STOP = 2;
     public static final int FINISH_LENGTH = 3;
     public static final int FINISH_CANCELLED = 4;
+    public static final int FINISH_ERROR = 6;
     public static final int CANCELLED = -12;
 
     public static native byte[] systemInfo();
@@ -38,13 +41,26 @@ public final class Native {
     public static native long sessionLength(long session);
     /** The whole conversation so far; what is held already is not computed again. */
     public static native void sessionPrompt(long session, byte[] text, int flags, Progress progress);
-    public static native void sessionStart(long session, int maxTokens);
+    /** What sessionSetSampler takes, as the library has it by itself: temperature, topK, topP, minP, repetitionPenalty. */
+    public static native float[] samplerDefaults();
+    public static native void sessionSetSampler(
+        long session, long seed, float temperature, int topK, float topP, float minP, float repetitionPenalty);
+    /** stop: texts that end the answer, in UTF-8; may be null. */
+    public static native void sessionStart(long session, int maxTokens, byte[][] stop);
     /** The text of the next step, whole UTF-8; finish[0] becomes the reason, FINISH_NONE until the last one. */
     public static native byte[] sessionNext(long session, int[] finish);
+    /** Why the last answer ended; FINISH_NONE if it has not, or none has begun. */
+    public static native int sessionFinish(long session);
     /** From any thread. */
     public static native void sessionCancel(long session);
     public static native void sessionAttach(long session, long memory);
     public static native void sessionRemember(long session, long memory, byte[] text, byte[] source, Progress progress);
+
+    public static native Passage[] sessionPassages(long session);
+
+    public static native void sessionSave(long session, byte[] path);
+    /** Of the memories that were attached, those that are not among these are opened by their paths. */
+    public static native long sessionLoad(long model, byte[] path, long[] memories);
 
     public static native long memoryOpen(long model, byte[] path, boolean create, boolean readOnly);
     public static native void memoryFree(long memory);

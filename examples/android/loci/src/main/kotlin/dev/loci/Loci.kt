@@ -55,19 +55,59 @@ class Memory private constructor(internal val handle: Long) : AutoCloseable {
     }
 }
 
+/** How tokens are chosen; what is not said is as the library has it by itself. The stages run in the order of loci.h. */
+data class Sampling(
+    /** The same seed and history choose the same tokens: for other answers each time, set another each time. */
+    val seed: Long = 0,
+    /** 0: always the most probable token. */
+    val temperature: Float = DEFAULTS[0],
+    /** 0: off. */
+    val topK: Int = DEFAULTS[1].toInt(),
+    /** 1: off. */
+    val topP: Float = DEFAULTS[2],
+    /** 0: off. */
+    val minP: Float = DEFAULTS[3],
+    /** 1: off. */
+    val repetitionPenalty: Float = DEFAULTS[4],
+) {
+    private companion object {
+        val DEFAULTS: FloatArray = Native.samplerDefaults()
+    }
+}
+
+/** Why an answer ended. */
+enum class Finish(internal val code: Int) {
+    /** It has not, or none has begun. */
+    NONE(Native.FINISH_NONE),
+    /** The model said so. */
+    END_OF_TEXT(Native.FINISH_EOS),
+    /** One of the stop strings came. */
+    STOP(Native.FINISH_STOP),
+    /** maxTokens were made, or the context is full. */
+    LENGTH(Native.FINISH_LENGTH),
+    CANCELLED(Native.FINISH_CANCELLED),
+    /** The call threw. */
+    ERROR(Native.FINISH_ERROR),
+}
+
 /** One conversation. Its work runs on a thread of its own; cancelling the coroutine or the collection cancels the work. */
-class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoCloseable {
-    private val handle = Native.sessionNew(model.handle, contextLength, threads)
+class Session private constructor(private val handle: Long) : AutoCloseable {
+    constructor(model: Model, contextLength: Int = 0, threads: Int = 0) : this(Native.sessionNew(model.handle, contextLength, threads))
+
     private val worker = Executors.newSingleThreadExecutor { Thread(it, "loci") }.asCoroutineDispatcher()
 
     /** The whole conversation so far; what is held already is not computed again. */
     suspend fun prompt(text: String, progress: Progress? = null) =
         cancelling { Native.sessionPrompt(handle, text.toByteArray(), Native.PARSE_SPECIAL, progress) }
 
-    /** The answer, in pieces of whole characters. */
-    fun generate(maxTokens: Int = 256): Flow<String> =
+    /** How the tokens of later answers are chosen. */
+    fun setSampling(sampling: Sampling) =
+        with(sampling) { Native.sessionSetSampler(handle, seed, temperature, topK, topP, minP, repetitionPenalty) }
+
+    /** The answer, in pieces of whole characters. It ends where one of stop would begin, too. */
+    fun generate(maxTokens: Int = 256, stop: List<String> = emptyList()): Flow<String> =
         flow {
-            Native.sessionStart(handle, maxTokens)
+            Native.sessionStart(handle, maxTokens, stop.map { it.toByteArray() }.toTypedArray())
             val finish = IntArray(1)
             while (finish[0] == Native.FINISH_NONE) {
                 currentCoroutineContext().ensureActive()
@@ -78,6 +118,15 @@ class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoClos
 
     suspend fun remember(memory: Memory, text: String, source: String? = null, progress: Progress? = null) =
         cancelling { Native.sessionRemember(handle, memory.handle, text.toByteArray(), source?.toByteArray(), progress) }
+
+    /** Why the last answer ended. */
+    val finish: Finish get() = Native.sessionFinish(handle).let { code -> Finish.entries.first { it.code == code } }
+
+    /** The stretches of memory that were read for the last prompt and answer, most wanted first. */
+    fun passages(): List<Passage> = Native.sessionPassages(handle).asList()
+
+    /** Writes all of the session to a file, whole or not at all: in onStop, say. Session.restore reads it. */
+    suspend fun save(path: String) = withContext(worker) { Native.sessionSave(handle, path.toByteArray()) }
 
     fun attach(memory: Memory) = Native.sessionAttach(handle, memory.handle)
 
@@ -106,4 +155,13 @@ class Session(model: Model, contextLength: Int = 0, threads: Int = 0) : AutoClos
                 continuation.resumeWith(runCatching(work))
             }
         }
+
+    companion object {
+        /**
+         * The session that was saved, which goes on as if nothing had been. Of the memories that it had attached, those that are not among
+         * these are opened by their paths.
+         */
+        fun restore(model: Model, path: String, memories: List<Memory> = emptyList()) =
+            Session(Native.sessionLoad(model.handle, path.toByteArray(), memories.map { it.handle }.toLongArray()))
+    }
 }
