@@ -118,7 +118,7 @@ fn softmax() {
         for level in Level::available() {
             let mut got = vec![0.0; n];
             let queries = Queries { local: &[1.0], memory: &[] };
-            team.pass(|pass| attention_at(level, pass, &shape, queries, &[segment], &mut got));
+            team.pass(|pass| attention_at(level, pass, &shape, queries, &[segment], &mut got)).unwrap();
             // Theirs takes e^x from a table of halves.
             assert_close(&got, &want, 1e-6, 1e-2, format_args!("{level:?}, softmax of {n}"));
             assert!((got.iter().sum::<f32>() - 1.0).abs() < 1e-5);

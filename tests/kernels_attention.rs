@@ -223,7 +223,7 @@ impl<'a> Data<'a> {
         let rows = from * heads * c.key_length..to * heads * c.key_length;
         let queries = Queries { local: &self.local[rows.clone()], memory: &self.memory[rows] };
         let mut out = vec![f32::NAN; (to - from) * heads * c.value_length];
-        team.pass(|pass| attention_at(level, pass, &shape, queries, &self.segments(to, to - from), &mut out));
+        team.pass(|pass| attention_at(level, pass, &shape, queries, &self.segments(to, to - from), &mut out)).unwrap();
         out
     }
 
@@ -451,7 +451,7 @@ fn quantised_memories_stand_beside_any_window() {
                 for team in &teams {
                     let queries = Queries { local: &local, memory: &remembering };
                     let mut out = vec![f32::NAN; want.len()];
-                    team.pass(|pass| attention_at(level, pass, &shape, queries, &of_heads, &mut out));
+                    team.pass(|pass| attention_at(level, pass, &shape, queries, &of_heads, &mut out)).unwrap();
                     for (j, (got, want)) in out.iter().zip(&want).enumerate() {
                         let error = (f64::from(*got) - want).abs();
                         assert!(error < 6e-5, "window {window:?}, k {top_k}, {level:?}, output {j}: {got}, expected {want}");
@@ -549,7 +549,7 @@ fn a_query_that_sees_nothing_gets_zeros() {
     for level in Level::available() {
         for segments in [vec![], vec![nothing]] {
             let mut out = vec![f32::NAN; 32];
-            team.pass(|pass| attention_at(level, pass, &shape, Queries { local: &q, memory: &q }, &segments, &mut out));
+            team.pass(|pass| attention_at(level, pass, &shape, Queries { local: &q, memory: &q }, &segments, &mut out)).unwrap();
             assert!(out.iter().all(|v| *v == 0.0));
         }
     }

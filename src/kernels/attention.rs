@@ -21,6 +21,7 @@ use self::part::{Buffers, FoldPart, QueryTile, find_thresholds};
 use super::codec::Codec;
 use super::tiles::TileLayout;
 use super::vector::exp;
+use crate::error::{Result, check_room, try_grow, try_reserve};
 use crate::simd::{Level, Simd, Task, dispatch};
 use crate::threads::Pass;
 use std::cell::RefCell;
@@ -274,6 +275,8 @@ struct Plan {
     units: Vec<Unit>,
     partials: Vec<f32>,
     thresholds: Vec<f32>,
+    /// Bytes for which every thread's workspace has had room so far.
+    room: usize,
 }
 
 thread_local! {
@@ -283,23 +286,54 @@ thread_local! {
 
 /// `out = softmax(scale * q K^T) V` for every token and head; `out` is `(tokens, heads, value_length)`.
 /// `segments` is `(heads_kv, n)`: those of the first KV head, then as many of the next. A query that sees nothing gets zeros.
-pub fn attention(pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) {
-    attention_at(Level::detect(), pass, shape, queries, segments, out);
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) where there is no room for scores and sums.
+pub fn attention(pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) -> Result<()> {
+    attention_at(Level::detect(), pass, shape, queries, segments, out)
 }
 
 /// [`attention`] at a level of one's choice. Every level but `Portable` gives the same bits.
-pub fn attention_at(level: Level, pass: &Pass<'_>, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) {
+///
+/// # Errors
+///
+/// As [`attention`].
+pub fn attention_at(
+    level: Level,
+    pass: &Pass<'_>,
+    shape: &Shape,
+    queries: Queries<'_>,
+    segments: &[KvSegment<'_>],
+    out: &mut [f32],
+) -> Result<()> {
     debug_assert!(segments.len().is_multiple_of(shape.heads_kv));
     debug_assert_eq!(out.len(), shape.tokens * shape.heads * shape.value_length);
     if shape.tokens == 0 {
-        return;
+        return Ok(());
     }
     let call = Call { level, shape, queries, segments };
     let tokens = (shape.tokens / (2 * pass.threads())).clamp(QUERY_TILE.start, QUERY_TILE.end);
-    if shape.tokens.div_ceil(tokens) >= pass.threads() {
-        call.by_tokens(pass, tokens, out);
-    } else {
-        PLAN.with_borrow_mut(|plan| call.by_parts(pass, tokens, plan, out));
+    PLAN.with_borrow_mut(|plan| {
+        plan.make_room(pass.threads(), (0..shape.heads_kv).map(|head| call.tile(tokens, 0, head).room()).max().unwrap_or(0))?;
+        if shape.tokens.div_ceil(tokens) >= pass.threads() {
+            call.by_tokens(pass, tokens, out);
+            Ok(())
+        } else {
+            call.by_parts(pass, tokens, plan, out)
+        }
+    })
+}
+
+impl Plan {
+    /// Sees that there are `bytes` for each of the threads. Theirs grow where nothing can be reported, so it is asked before, once for every
+    /// size that is larger than those before.
+    fn make_room(&mut self, threads: usize, bytes: usize) -> Result<()> {
+        if bytes > self.room {
+            check_room("attention", bytes.saturating_mul(threads))?;
+            self.room = bytes;
+        }
+        Ok(())
     }
 }
 
@@ -371,7 +405,7 @@ impl<'a> Call<'a> {
     }
 
     /// Parts over the threads; then tokens and heads merge theirs.
-    fn by_parts(&self, pass: &Pass<'_>, tokens: usize, plan: &mut Plan, out: &mut [f32]) {
+    fn by_parts(&self, pass: &Pass<'_>, tokens: usize, plan: &mut Plan, out: &mut [f32]) -> Result<()> {
         let heads = self.shape.heads_kv;
         let rows = tokens * self.group();
         let tiles = self.shape.tokens.div_ceil(tokens);
@@ -382,10 +416,12 @@ impl<'a> Call<'a> {
                 let query_tile = self.tile(tokens, tile, head);
                 has_thresholds |= query_tile.has_thresholds();
                 cut(query_tile.segments, &mut plan.parts);
+                try_reserve(&mut plan.units, "parts of attention", plan.parts.len())?;
                 plan.units.extend(plan.parts.iter().filter(|p| query_tile.sees(p)).map(|p| Unit { tile, head, part: *p }));
             }
         }
-        plan.thresholds.resize(if has_thresholds { tiles * heads * rows } else { 0 }, 0.0);
+        plan.thresholds.clear();
+        try_grow(&mut plan.thresholds, "thresholds of attention", if has_thresholds { tiles * heads * rows } else { 0 })?;
         pass.for_each_chunk(&mut plan.thresholds, rows, |i, thresholds| {
             let tile = self.tile(tokens, i / heads, i % heads);
             if tile.has_thresholds() {
@@ -396,9 +432,7 @@ impl<'a> Call<'a> {
             }
         });
         let floats = Partial::floats(rows, self.shape.value_length);
-        if plan.partials.len() < plan.units.len() * floats {
-            plan.partials.resize(plan.units.len() * floats, 0.0);
-        }
+        try_grow(&mut plan.partials, "partial sums of attention", plan.units.len() * floats)?;
         let (units, thresholds) = (&plan.units, &plan.thresholds);
         pass.for_each_chunk(&mut plan.partials[..units.len() * floats], floats, |i, partial| {
             let unit = &units[i];
@@ -438,6 +472,7 @@ impl<'a> Call<'a> {
         } else {
             pass.for_each_chunk(out, each, merge);
         }
+        Ok(())
     }
 }
 

@@ -219,7 +219,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     };
     let attended = n * h.head_count * h.value_length;
     let queries = Queries { local: &s.q[..queries], memory: &s.q_memory[..queries] };
-    attention(pass, &shape, queries, &segments, &mut s.attended[..attended]);
+    attention(pass, &shape, queries, &segments, &mut s.attended[..attended])?;
     s.segments = recycle(segments);
     s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight])?;
     linears(pass, [(&layer.attn_output, &mut s.h[..n * width])], &s.activations);

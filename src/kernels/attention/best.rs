@@ -18,12 +18,17 @@ impl Best {
     pub fn clear(&mut self, k: usize, total: usize) {
         self.scores.clear();
         self.least = None;
-        self.scores.reserve_exact(total.min(Best::most(k) + PART));
+        self.scores.reserve_exact(Best::room(k, total));
+    }
+
+    /// Scores that are held at most.
+    pub fn room(k: usize, total: usize) -> usize {
+        total.min(Best::most(k).saturating_add(PART))
     }
 
     /// Held after a sorting out, and as many again.
     fn most(k: usize) -> usize {
-        k + k.max(PART)
+        k.saturating_add(k.max(PART))
     }
 
     /// Takes up to [`PART`] more scores.

@@ -77,6 +77,14 @@ impl<'a> QueryTile<'a> {
         self.tokens * self.group()
     }
 
+    /// Bytes that the buffers of the thread which computes it may grow to.
+    pub fn room(&self) -> usize {
+        let (rows, shape) = (self.rows(), self.shape);
+        let best = if self.has_thresholds() { Best::room(shape.memory_top_k, self.in_memory().map(|s| s.len).sum()) } else { 0 };
+        let floats = rows * (SCORES + best + 1 + 4 * shape.key_length) + 2 * Partial::floats(rows, shape.value_length);
+        size_of::<f32>() * (floats + 2 * SUB_TILE * shape.key_length.max(shape.value_length))
+    }
+
     fn in_memory(&self) -> impl Iterator<Item = &KvSegment<'_>> {
         self.segments.iter().filter(|s| s.query == QueryKind::Memory)
     }
