@@ -97,6 +97,24 @@ fn gemma3_in_its_shapes() {
     }
 }
 
+#[test]
+fn other_families_in_their_shapes() {
+    let base = TinyOptions::default;
+    let cases = [
+        ("plain", base()),
+        ("tied", TinyOptions { tied: true, ..base() }),
+        ("one KV head", TinyOptions { n_head_kv: 1, ..base() }),
+        ("head size not n_embd / n_head", TinyOptions { head_dim: 32, ..base() }),
+        ("yarn", TinyOptions { rope_scaling: Some(("yarn", 4.0)), ..base() }),
+    ];
+    for (name, o) in cases {
+        check(&format!("qwen2, {name}"), tiny::qwen2(o.clone()), exact_options(), 1e-9);
+        check(&format!("qwen3, {name}"), tiny::qwen3(o.clone()), exact_options(), 1e-9);
+        check(&format!("phi3, {name}"), tiny::phi3(o.clone()), exact_options(), 1e-9);
+        check(&format!("gemma, {name}"), tiny::gemma(o), exact_options(), 1e-8);
+    }
+}
+
 /// Float weights are multiplied with exact activations; block formats with activations in 8 bits, whose noise is bounded.
 #[test]
 fn every_weight_type() {

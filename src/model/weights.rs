@@ -95,18 +95,27 @@ impl Binder<'_> {
         let linear = |n: &str, rows: usize, cols: usize| self.linear(&name(n), rows, cols);
         let norm = |n: &str, len: usize| self.vector(&name(&format!("{n}.weight")), len);
         let norm_if = |wanted: bool, n: &str, len: usize| if wanted { norm(n, len).map(Some) } else { Ok(None) };
+        let fused = h.arch.fused;
+        let [attn_q, attn_k, attn_v] = match fused {
+            true => self.fused(&name("attn_qkv"), [q, k, v], width)?,
+            false => [linear("attn_q", q, width)?, linear("attn_k", k, width)?, linear("attn_v", v, width)?],
+        };
+        let [ffn_gate, ffn_up] = match fused {
+            true => self.fused(&name("ffn_up"), [ffn, ffn], width)?,
+            false => [linear("ffn_gate", ffn, width)?, linear("ffn_up", ffn, width)?],
+        };
         Ok(Layer {
             attn_norm: norm("attn_norm", width)?,
-            attn_q: linear("attn_q", q, width)?,
-            attn_k: linear("attn_k", k, width)?,
-            attn_v: linear("attn_v", v, width)?,
+            attn_q,
+            attn_k,
+            attn_v,
             attn_output: linear("attn_output", width, h.head_count * h.value_length)?,
             attn_q_norm: norm_if(h.arch.qk_norm, "attn_q_norm", h.key_length)?,
             attn_k_norm: norm_if(h.arch.qk_norm, "attn_k_norm", h.key_length)?,
             post_attention_norm: norm_if(h.arch.post_norms, "post_attention_norm", width)?,
             ffn_norm: norm("ffn_norm", width)?,
-            ffn_gate: linear("ffn_gate", ffn, width)?,
-            ffn_up: linear("ffn_up", ffn, width)?,
+            ffn_gate,
+            ffn_up,
             ffn_down: linear("ffn_down", width, ffn)?,
             post_ffw_norm: norm_if(h.arch.post_norms, "post_ffw_norm", width)?,
         })
@@ -120,6 +129,17 @@ impl Binder<'_> {
         let bias = format!("{name}.bias");
         let bias = if self.gguf.tensor(&bias).is_some() { Some(self.vector(&bias, rows)?) } else { None };
         Ok(Linear { weight: self.matrix(&format!("{name}.weight"), rows, cols)?, bias })
+    }
+
+    /// Several matrices, and their biases, that the file has as one, row after row.
+    fn fused<const N: usize>(&self, name: &str, rows: [usize; N], cols: usize) -> Result<[Linear; N]> {
+        let all = self.linear(name, rows.iter().sum(), cols)?;
+        let mut end = 0;
+        Ok(rows.map(|n| {
+            let range = end..end + n;
+            end = range.end;
+            Linear { weight: all.weight.row_range(range.clone()), bias: all.bias.as_ref().map(|bias| bias[range].to_vec()) }
+        }))
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {

@@ -2,7 +2,8 @@
 //!
 //! Written from the block layouts and the papers, with its own decoding of weights and no call into the library beyond
 //! reading the file. Weights are decoded to f32, products are summed in f32 over 256 elements and in f64 beyond, everything
-//! else is f64; neither activations nor keys and values are rounded. Architectures: `llama` (dense) and `gemma3`.
+//! else is f64; neither activations nor keys and values are rounded. Architectures: `llama` (dense),
+//! `qwen2`, `qwen3`, `phi3`, `gemma` and `gemma3`.
 
 use half::{bf16, f16};
 use loci::gguf::{Gguf, TensorInfo, TensorType};
@@ -142,7 +143,13 @@ pub enum RopeScaling {
 /// A model under plain evaluation. Fields may be changed between evaluations.
 pub struct Reference<'a> {
     gguf: &'a Gguf,
+    /// The first of them or the third: scaled embeddings, a GELU gate.
     gemma: bool,
+    gemma3: bool,
+    /// Norms on q and k.
+    qk_norm: bool,
+    /// RoPE pairs `i` and `i + n / 2`, not `2 i` and `2 i + 1`.
+    halves: bool,
     n_layer: usize,
     n_embd: usize,
     n_head: usize,
@@ -186,7 +193,7 @@ impl<'a> Reference<'a> {
     /// file's own).
     pub fn new(gguf: &'a Gguf, n_ctx: usize) -> Reference<'a> {
         let arch = gguf.str("general.architecture").unwrap().expect("general.architecture");
-        assert!(["llama", "gemma3"].contains(&arch), "the reference does not know {arch}");
+        assert!(["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma3"].contains(&arch), "the reference does not know {arch}");
         let int = |key: &str| gguf.u64(&format!("{arch}.{key}")).unwrap().map(|v| v as usize);
         let num = |key: &str| gguf.value(&format!("{arch}.{key}")).map(|v| v.as_f64().expect("a number"));
         let need = |key: &str| int(key).unwrap_or_else(|| panic!("{arch}.{key} is missing"));
@@ -211,10 +218,13 @@ impl<'a> Reference<'a> {
             Some("linear") | None => RopeScaling::Linear(factor),
             Some(other) => panic!("the reference does not know rope scaling {other}"),
         };
-        let gemma = arch == "gemma3";
+        let gemma3 = arch == "gemma3";
         Reference {
             gguf,
-            gemma,
+            gemma: gemma3 || arch == "gemma",
+            gemma3,
+            qk_norm: gemma3 || arch == "qwen3",
+            halves: arch != "llama",
             n_layer: need("block_count"),
             n_embd,
             n_head,
@@ -226,9 +236,9 @@ impl<'a> Reference<'a> {
             freq_base: num("rope.freq_base").unwrap_or(10000.0),
             freq_base_swa: num("rope.freq_base_swa").unwrap_or(10000.0),
             scaling,
-            window: if gemma { int("attention.sliding_window").unwrap_or(0) } else { 0 },
+            window: if gemma3 { int("attention.sliding_window").unwrap_or(0) } else { 0 },
             window_pattern: 6,
-            softcap: num("final_logit_softcapping").filter(|_| gemma).unwrap_or(0.0),
+            softcap: num("final_logit_softcapping").filter(|_| gemma3).unwrap_or(0.0),
             n_vocab: gguf.tensor("token_embd.weight").expect("token_embd.weight").rows(),
         }
     }
@@ -277,17 +287,24 @@ impl<'a> Reference<'a> {
         let n = x.len() / self.n_embd;
         let (dk, dv, heads, kv) = (self.key_length, self.value_length, self.n_head, self.n_head_kv);
         let normed = self.norm(x, &name("attn_norm.weight"));
-        let mut q = self.linear(&normed, &name("attn_q")); // (n, heads, dk)
-        let mut k = self.linear(&normed, &name("attn_k")); // (n, kv, dk)
-        let v = self.linear(&normed, &name("attn_v")); // (n, kv, dv)
-        if self.gemma {
+        let projected = |part: &str, fused: &str, from: usize, len: usize| match self.gguf.tensor(&name(&format!("{fused}.weight"))) {
+            None => self.linear(&normed, &name(part)),
+            Some(whole) => {
+                let rows = self.linear(&normed, &name(fused));
+                rows.chunks_exact(whole.rows()).flat_map(|row| row[from..from + len].to_vec()).collect()
+            }
+        };
+        let mut q = projected("attn_q", "attn_qkv", 0, heads * dk); // (n, heads, dk)
+        let mut k = projected("attn_k", "attn_qkv", heads * dk, kv * dk); // (n, kv, dk)
+        let v = projected("attn_v", "attn_qkv", (heads + kv) * dk, kv * dv); // (n, kv, dv)
+        if self.qk_norm {
             q = self.norm(&q, &name("attn_q_norm.weight"));
             k = self.norm(&k, &name("attn_k_norm.weight"));
         }
         self.rotate(&mut q, heads, table);
         self.rotate(&mut k, kv, table);
         // gemma-3-27b (62 blocks) scales by its embedding's share, everybody else by the head size.
-        let scale = 1.0 / (if self.gemma && self.n_layer == 62 { self.n_embd / heads } else { dk } as f64).sqrt();
+        let scale = 1.0 / (if self.gemma3 && self.n_layer == 62 { self.n_embd / heads } else { dk } as f64).sqrt();
         let mut out = vec![0f64; n * heads * dv];
         for i in 0..n {
             let first = (i + 1).saturating_sub(window);
@@ -307,14 +324,23 @@ impl<'a> Reference<'a> {
             }
         }
         let out = self.linear(&out, &name("attn_output"));
-        if self.gemma { self.norm(&out, &name("post_attention_norm.weight")) } else { out }
+        if self.gemma3 { self.norm(&out, &name("post_attention_norm.weight")) } else { out }
     }
 
     fn ffn(&self, layer: usize, x: &[f64]) -> Vec<f64> {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let normed = self.norm(x, &name("ffn_norm.weight"));
-        let gate = self.linear(&normed, &name("ffn_gate"));
         let mut up = self.linear(&normed, &name("ffn_up"));
+        let gate = if self.gguf.tensor(&name("ffn_gate.weight")).is_some() {
+            self.linear(&normed, &name("ffn_gate"))
+        } else {
+            // Rows of the gate, then rows of up.
+            let width = up.len() / (normed.len() / self.n_embd);
+            let halves = |from: usize| up.chunks_exact(width).flat_map(|row| row[from..from + width / 2].to_vec()).collect::<Vec<_>>();
+            let gate = halves(0);
+            up = halves(width / 2);
+            gate
+        };
         for (u, g) in up.iter_mut().zip(gate) {
             *u *= if self.gemma {
                 0.5 * g * (1.0 + ((2.0 / PI).sqrt() * g * (1.0 + 0.044715 * g * g)).tanh())
@@ -323,7 +349,7 @@ impl<'a> Reference<'a> {
             };
         }
         let down = self.linear(&up, &name("ffn_down"));
-        if self.gemma { self.norm(&down, &name("post_ffw_norm.weight")) } else { down }
+        if self.gemma3 { self.norm(&down, &name("post_ffw_norm.weight")) } else { down }
     }
 
     /// RMSNorm over rows as long as the weight.
@@ -368,13 +394,13 @@ impl<'a> Reference<'a> {
         (0..n).flat_map(|i| (0..rows).map(move |r| (i, r))).map(|(i, r)| transposed[r * n + i]).collect()
     }
 
-    /// Turns the first `n_rot` elements of every head: neighbours in `llama`, halves in `gemma3`.
+    /// Turns the first `n_rot` elements of every head: neighbours in `llama`, halves in the others.
     fn rotate(&self, x: &mut [f64], heads: usize, table: &[(f64, f64)]) {
         let half = self.n_rot / 2;
         for (i, head) in x.chunks_exact_mut(self.key_length).enumerate() {
             let position = i / heads;
             for (j, (cos, sin)) in table[position * half..(position + 1) * half].iter().enumerate() {
-                let (a, b) = if self.gemma { (j, j + half) } else { (2 * j, 2 * j + 1) };
+                let (a, b) = if self.halves { (j, j + half) } else { (2 * j, 2 * j + 1) };
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
             }
         }

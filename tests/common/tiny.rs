@@ -58,7 +58,7 @@ pub struct TinyOptions {
     pub n_ctx: usize,
     /// No `output.weight`: the embedding serves.
     pub tied: bool,
-    /// Biases on q, k, v and attention output.
+    /// Biases on q, k, v and, but for qwen2, attention output.
     pub biases: bool,
     /// A `rope_freqs.weight` tensor, as Llama 3 has it.
     pub rope_freqs: bool,
@@ -154,6 +154,26 @@ pub fn gemma3(o: TinyOptions) -> Vec<u8> {
     build("gemma3", &TinyOptions { tied: true, biases: false, memory_layers: Vec::new(), ..o })
 }
 
+/// A qwen2 as a GGUF file: biases on q, k and v.
+pub fn qwen2(o: TinyOptions) -> Vec<u8> {
+    build("qwen2", &TinyOptions { biases: true, memory_layers: Vec::new(), ..o })
+}
+
+/// A qwen3 as a GGUF file: norms on q and k.
+pub fn qwen3(o: TinyOptions) -> Vec<u8> {
+    build("qwen3", &TinyOptions { biases: false, memory_layers: Vec::new(), ..o })
+}
+
+/// A phi3 as a GGUF file: q, k and v in one tensor, gate and up in another; RoPE over three quarters of a head.
+pub fn phi3(o: TinyOptions) -> Vec<u8> {
+    build("phi3", &TinyOptions { biases: false, memory_layers: Vec::new(), ..o })
+}
+
+/// A gemma as a GGUF file: always tied.
+pub fn gemma(o: TinyOptions) -> Vec<u8> {
+    build("gemma", &TinyOptions { tied: true, biases: false, memory_layers: Vec::new(), ..o })
+}
+
 fn build(arch: &str, o: &TinyOptions) -> Vec<u8> {
     let gemma = arch == "gemma3";
     let mut w = Writer::new();
@@ -166,7 +186,7 @@ fn build(arch: &str, o: &TinyOptions) -> Vec<u8> {
         ("feed_forward_length", o.n_ff),
         ("attention.head_count", o.n_head),
         ("attention.head_count_kv", o.n_head_kv),
-        ("rope.dimension_count", o.head_dim),
+        ("rope.dimension_count", if arch == "phi3" { o.head_dim / 4 * 3 } else { o.head_dim }),
     ];
     if keep("general.architecture") {
         w.str("general.architecture", arch);
@@ -200,7 +220,7 @@ fn build(arch: &str, o: &TinyOptions) -> Vec<u8> {
         w.u32("llama.fot.last_context_length", (o.n_ctx / 4) as u32);
     }
     vocabulary(&mut w, o.n_vocab, &keep);
-    tensors(&mut w, gemma, o);
+    tensors(&mut w, arch, o);
     if let Some(add) = o.add {
         add(&mut w);
     }
@@ -242,7 +262,8 @@ fn vocabulary(w: &mut Writer, n_vocab: usize, keep: &impl Fn(&str) -> bool) {
     w.bool("tokenizer.ggml.add_bos_token", true).bool("tokenizer.ggml.add_eos_token", false);
 }
 
-fn tensors(w: &mut Writer, gemma: bool, o: &TinyOptions) {
+fn tensors(w: &mut Writer, arch: &str, o: &TinyOptions) {
+    let (gemma, gemma3) = (arch.starts_with("gemma"), arch == "gemma3");
     let mut rng = Rng(o.seed);
     let (kv, q) = (o.n_head_kv * o.head_dim, o.n_head * o.head_dim);
     let mut matrix = |w: &mut Writer, name: &str, ty: TensorType, cols: usize, rows: usize, std: f32| {
@@ -255,15 +276,14 @@ fn tensors(w: &mut Writer, gemma: bool, o: &TinyOptions) {
         matrix(w, "output.weight", o.ty_output, o.n_embd, o.n_vocab, 2.0 / (o.n_embd as f32).sqrt());
     }
     for layer in 0..o.n_layer {
-        let shapes = [
-            ("attn_q", o.n_embd, q),
-            ("attn_k", o.n_embd, kv),
-            ("attn_v", o.n_embd, kv),
-            ("attn_output", q, o.n_embd),
-            ("ffn_gate", o.n_embd, o.n_ff),
-            ("ffn_up", o.n_embd, o.n_ff),
-            ("ffn_down", o.n_ff, o.n_embd),
-        ];
+        let mut shapes = match arch {
+            "phi3" => vec![("attn_qkv", o.n_embd, q + 2 * kv), ("ffn_up", o.n_embd, 2 * o.n_ff)],
+            _ => {
+                let attention = [("attn_q", o.n_embd, q), ("attn_k", o.n_embd, kv), ("attn_v", o.n_embd, kv)];
+                [attention.as_slice(), &[("ffn_gate", o.n_embd, o.n_ff), ("ffn_up", o.n_embd, o.n_ff)]].concat()
+            }
+        };
+        shapes.extend([("attn_output", q, o.n_embd), ("ffn_down", o.n_ff, o.n_embd)]);
         for (name, cols, rows) in shapes {
             matrix(w, &format!("blk.{layer}.{name}.weight"), o.ty, cols, rows, 1.0 / (cols as f32).sqrt());
         }
@@ -274,15 +294,19 @@ fn tensors(w: &mut Writer, gemma: bool, o: &TinyOptions) {
     };
     for layer in 0..o.n_layer {
         let mut norms = vec![("attn_norm", o.n_embd), ("ffn_norm", o.n_embd)];
-        if gemma {
+        if gemma3 {
             norms.extend([("post_attention_norm", o.n_embd), ("post_ffw_norm", o.n_embd)]);
+        }
+        if gemma3 || arch == "qwen3" {
             norms.extend([("attn_q_norm", o.head_dim), ("attn_k_norm", o.head_dim)]);
         }
         for (name, len) in norms {
             vector(w, &format!("blk.{layer}.{name}.weight"), len, 1.0, 0.1);
         }
         if o.biases {
-            for (name, len) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv), ("attn_output", o.n_embd)] {
+            let all = [("attn_q", q), ("attn_k", kv), ("attn_v", kv), ("attn_output", o.n_embd)];
+            for (name, len) in &all[..if arch == "qwen2" { 3 } else { 4 }] {
+                let len = *len;
                 vector(w, &format!("blk.{layer}.{name}.bias"), len, 0.0, 0.2);
             }
         }

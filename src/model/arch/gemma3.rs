@@ -8,6 +8,7 @@ use crate::kernels::rotary::PairLayout;
 pub(super) const GEMMA3: Arch = Arch {
     name: "gemma3",
     pair_layout: PairLayout::Halves,
+    fused: false,
     activation: Activation::GeluTanh,
     scale_embedding: true,
     qk_norm: true,

@@ -8,6 +8,7 @@ use crate::kernels::rotary::PairLayout;
 pub(super) const LLAMA: Arch = Arch {
     name: "llama",
     pair_layout: PairLayout::Adjacent,
+    fused: false,
     activation: Activation::Silu,
     scale_embedding: false,
     qk_norm: false,

@@ -1,8 +1,12 @@
 //! The model families, one row of differences each. What every family shares is in `weights`, `block` and `forward`; what
 //! differs is a field here. Adding a family that differs in no new way is adding a row.
 
+mod gemma;
 mod gemma3;
 mod llama;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
 use crate::error::{Error, Result, quoted};
 use crate::kernels::activation::Activation;
@@ -15,6 +19,8 @@ pub struct Arch {
     pub name: &'static str,
     /// Which dimensions RoPE pairs.
     pub pair_layout: PairLayout,
+    /// `attn_qkv` holds the rows of queries, keys and values, `ffn_up` those of gate and up.
+    pub fused: bool,
     /// The gate of the feed-forward network.
     pub activation: Activation,
     /// Embeddings are multiplied by the square root of their length.
@@ -40,7 +46,7 @@ pub struct Sliding {
 }
 
 /// All rows.
-pub const ROWS: &[&Arch] = &[&llama::LLAMA, &gemma3::GEMMA3];
+pub const ROWS: &[&Arch] = &[&llama::LLAMA, &qwen2::QWEN2, &qwen3::QWEN3, &phi3::PHI3, &gemma::GEMMA, &gemma3::GEMMA3];
 
 /// The row of an architecture.
 pub fn find(name: &str) -> Result<&'static Arch> {
