@@ -551,6 +551,9 @@ typedef struct loci_memory_stats {
     uint64_t file_bytes;       /* of the file; 0 for a memory without one */
     uint64_t forgotten_tokens; /* of those held: forgotten, not yet compacted away */
     uint64_t dropped_blocks;   /* blocks that were found damaged and are not read any more */
+    uint64_t damaged_sections; /* lists of token ids, or of sources, of a commit that were found damaged and are done without */
+    uint64_t damaged_pages;    /* of the chain of commits, found when the file was opened; most cost nothing, and repair brings them back */
+    uint64_t lost_tokens;      /* of those held: with such a page that does not follow from the rest, what its commit held */
 } loci_memory_stats;
 
 /* Where some of a memory's tokens come from. */

@@ -357,7 +357,7 @@ fn a_reader_goes_on_after_an_error_of_any_call_of_its_refresh() {
 }
 
 #[test]
-fn verify_finds_under_an_open_handle_what_the_next_open_would_refuse() {
+fn verify_finds_under_an_open_handle_what_the_next_open_would_find() {
     let (disk, _) = written(&[6, 3], 9);
     let mut m = open(&disk, Access::Write).unwrap();
     assert_eq!(m.forget("a book").unwrap(), 9);
@@ -365,7 +365,7 @@ fn verify_finds_under_an_open_handle_what_the_next_open_would_refuse() {
     m.commit().unwrap();
     drop(m);
     let good = disk.bytes();
-    let (mut refused, mut both) = (0, 0);
+    let (mut refused, mut both, mut found) = (0, 0, 0);
     let pages: Vec<usize> = (0..good.len()).step_by(PAGE).filter(|p| good[*p..].starts_with(b"LOCI")).collect();
     assert_eq!(pages.len(), 2 + 2 * 4, "two superblocks; headers and commit pages, those of a record among them");
     for page in pages {
@@ -379,12 +379,17 @@ fn verify_finds_under_an_open_handle_what_the_next_open_would_refuse() {
                 both += 1;
             }
             let damages = m.verify(|_, _| true).unwrap();
-            let opens = open(&disk, Access::Read).is_ok();
-            assert_eq!(damages.is_empty(), opens, "byte {at}: {damages:?}");
-            refused += usize::from(!opens);
+            let opened = open(&disk, Access::Read);
+            if page < 2 * PAGE {
+                assert_eq!(damages.is_empty(), opened.is_ok(), "byte {at}: {damages:?}");
+                refused += usize::from(opened.is_err());
+            } else {
+                assert_eq!((damages.len(), opened.unwrap().stats().damaged_pages), (1, 1), "byte {at}: {damages:?}");
+                found += 1;
+            }
         }
     }
-    assert!(refused > 800 && both > 50, "{refused} {both}");
+    assert!(found > 800 && refused == both && both > 50, "{found} {refused} {both}");
 }
 
 #[test]
@@ -438,28 +443,22 @@ fn a_failed_sync_ends_writing_but_not_reading() {
 }
 
 #[test]
-fn any_flipped_bit_is_refused_or_reported_or_harmless() {
+fn any_flipped_bit_is_reported_or_harmless() {
     let (disk, states) = written(&[6, 3], 9);
     let (good, all) = (disk.bytes(), &states[2]);
     let whole = open(&disk, Access::Read).unwrap();
     let sources: Vec<SourceSpan> = whole.sources().unwrap();
-    let (mut refused, mut reported, mut harmless, mut proposals_lost) = (0, 0, 0, 0);
+    let (mut reported, mut harmless, mut proposals_lost) = (0, 0, 0);
     for at in 0..good.len() {
         for flip in [1 << (at % 8), 0xff] {
             let mut bytes = good.clone();
             bytes[at] ^= flip;
-            let m = match open(&Disk::with(bytes), Access::Read) {
-                Ok(m) => m,
-                Err(e) => {
-                    assert!(matches!(e, Error::Corrupt { .. } | Error::Format { .. }), "byte {at}: {e}");
-                    refused += 1;
-                    continue;
-                }
-            };
+            // Either copy of the superblock will do, and each page of the chain follows from the rest.
+            let m = open(&Disk::with(bytes), Access::Read).unwrap();
             assert_eq!(m.len(), all.len() as u64, "byte {at}");
             let damages = m.verify(|_, _| true).unwrap();
             // Each part is right or an error; a damaged extent costs no more than itself.
-            let mut bad = 0;
+            let mut bad = m.stats().damaged_pages;
             for block in 0..m.blocks() {
                 for slot in 0..2 {
                     let mut bad_rows = 0;
@@ -529,8 +528,8 @@ fn any_flipped_bit_is_refused_or_reported_or_harmless() {
         }
     }
     assert!(proposals_lost > 2 * 2 * 4 * 8, "{proposals_lost}");
-    // Superblock copies and gaps between sections are harmless, headers and commit pages refuse, the rest is reported.
-    assert!(refused >= 2 * 4 * PAGE && reported >= 2 * 6 * PAGE && harmless >= 2 * 2 * PAGE, "{refused} {reported} {harmless}");
+    // Superblock copies and gaps between sections are harmless, the rest is reported.
+    assert!(reported >= 2 * 10 * PAGE && harmless >= 2 * 2 * PAGE, "{reported} {harmless}");
 }
 
 #[test]

@@ -257,13 +257,17 @@ pub unsafe extern "C" fn loci_memory_stats_get(memory: *mut loci_memory, out: *m
     guard(|| unsafe {
         let out = StructOut::new("out", out)?;
         let stats = read(memory, |m| {
+            let stats = m.stats();
             Ok(loci_memory_stats {
                 struct_size: size_of::<loci_memory_stats>(),
                 tokens: m.len(),
                 committed_tokens: m.committed_len(),
-                file_bytes: m.stats().file_bytes,
-                forgotten_tokens: m.stats().forgotten_tokens,
-                dropped_blocks: m.stats().dropped_blocks as u64,
+                file_bytes: stats.file_bytes,
+                forgotten_tokens: stats.forgotten_tokens,
+                dropped_blocks: stats.dropped_blocks as u64,
+                damaged_sections: stats.damaged_sections as u64,
+                damaged_pages: stats.damaged_pages as u64,
+                lost_tokens: stats.lost_tokens,
             })
         })?;
         out.write(stats);

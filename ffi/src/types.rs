@@ -168,6 +168,9 @@ structs! {
         file_bytes: u64,
         forgotten_tokens: u64,
         dropped_blocks: u64,
+        damaged_sections: u64,
+        damaged_pages: u64,
+        lost_tokens: u64,
     }
     loci_source {
         label: *const c_char,

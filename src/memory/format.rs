@@ -25,7 +25,8 @@ pub const LABEL_BYTES_MAX: usize = 4096;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"LOCISEG\n";
 const COMMIT_MAGIC: [u8; 8] = *b"LOCICMT\n";
-const SPANS_BYTES_MAX: u32 = 256 << 20;
+/// Bytes of the source spans of a segment at most.
+pub const SPANS_BYTES_MAX: u32 = 256 << 20;
 /// Sections start at multiples of this many bytes.
 const SECTION_ALIGNMENT: u64 = 64;
 
@@ -146,6 +147,15 @@ impl SegmentHeader {
         seal(p)
     }
 
+    /// The chain before the segment whose header page this is, of the file with this uuid; it stands at offset `at`.
+    pub fn place(page: &[u8], at: u64, uuid: &[u8; 16]) -> Option<Tip> {
+        let mut c = unseal(page, at, "segment header", SEGMENT_MAGIC).ok().filter(|_| page[8..24] == *uuid)?;
+        c.take("uuid", uuid.len()).ok()?;
+        let mut field = || c.u64("field").ok();
+        let (sequence, hash, tokens) = (field()?.checked_sub(1)?, field()?, field()?);
+        Some(Tip { sequence, end: at, tokens, hash })
+    }
+
     /// Parses the page that must hold the segment after `tip`, in a file with this head; only one that says so has records.
     pub fn parse(page: &[u8], superblock: &Superblock, tip: &Tip) -> Result<(SegmentHeader, Layout)> {
         let (geometry, uuid, has_records) = (&superblock.geometry, &superblock.uuid, superblock.incompat & RECORDS != 0);
@@ -236,6 +246,17 @@ impl Layout {
 /// The page that makes a segment count: written after it, and only believed together with it.
 pub struct CommitPage;
 
+/// What a commit page says of its commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitOf {
+    /// Where the segment begins.
+    pub segment_offset: u64,
+    /// Its length.
+    pub segment_bytes: u64,
+    /// Hash of the commit before.
+    pub previous_hash: u64,
+}
+
 impl CommitPage {
     /// The page, and the chain's new tip. `header` is the segment's whole header page.
     pub fn encode(header: &[u8], layout: &Layout, token_count: u32, uuid: &[u8; 16], before: &Tip) -> (Vec<u8>, Tip) {
@@ -263,6 +284,16 @@ impl CommitPage {
         expect_u64(&mut c, "previous_hash", before.hash)?;
         expect_u64(&mut c, "hash", tip.hash)?;
         Ok(tip)
+    }
+
+    /// The chain behind the commit whose page this is, of the file with this uuid, and what it says of it; it stands at offset `at`.
+    pub fn place(page: &[u8], at: u64, uuid: &[u8; 16]) -> Option<(Tip, CommitOf)> {
+        let mut c = unseal(page, at, "commit page", COMMIT_MAGIC).ok().filter(|_| page[8..24] == *uuid)?;
+        c.take("uuid", uuid.len()).ok()?;
+        let mut field = || c.u64("field").ok();
+        let (sequence, segment_offset, segment_bytes) = (field()?, field()?, field()?);
+        let (tokens, previous_hash, hash) = (field()?, field()?, field()?);
+        Some((Tip { sequence, end: at + PAGE, tokens, hash }, CommitOf { segment_offset, segment_bytes, previous_hash }))
     }
 
     fn tip(header: &[u8], layout: &Layout, token_count: u32, before: &Tip) -> Tip {

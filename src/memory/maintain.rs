@@ -86,13 +86,17 @@ impl Memory {
         Ok(healed)
     }
 
-    /// Brings back damaged indices and tables of checksums, which follow from the keys. The number of sections that were healed.
+    /// Brings back damaged indices and tables of checksums, which follow from the keys, and pages of the chain, which follow from each other
+    /// and the sections. The number of those that were healed.
     pub fn heal_sections(&mut self) -> Result<usize> {
         let (geometry, form) = (self.geometry().clone(), self.form());
         let Some(store) = &mut self.store else { return Ok(0) };
-        let mut healed = 0;
+        let mut healed = store.heal_pages()?;
         for i in 0..store.segments.len() {
             let segment = &store.segments[i];
+            if segment.lost {
+                continue;
+            }
             for section in [Section::ExtentCrcs, Section::Index] {
                 let (at, len) = segment.layout.sections[section as usize];
                 let mut found: Vec<u8> = try_zeroed("a section of a memory file", len as usize)?;

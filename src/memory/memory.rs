@@ -327,6 +327,8 @@ impl Memory {
             (stats.committed_tokens, stats.commits, stats.file_bytes) = (store.tip().tokens, store.tip().sequence, store.tip().end);
             (stats.mapped_bytes, stats.maps) = store.maps.mapped();
             stats.damaged_sections = store.damaged_sections.load(Relaxed);
+            stats.damaged_pages = store.damaged_pages.len();
+            stats.lost_tokens = store.segments.iter().filter(|s| s.lost).map(|s| u64::from(s.header.token_count)).sum();
         }
         stats.forgotten_tokens = self.forgotten().tokens();
         stats.dropped_blocks = self.dropped_count.load(Relaxed);

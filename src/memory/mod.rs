@@ -6,9 +6,10 @@
 //! `docs/memory-format.md`.
 //!
 //! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs` and `scan.rs` (what is read) -> `page.rs` (a block in memory: pack,
-//! summarise) -> `store.rs` (file: recover, commit) -> `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
+//! summarise) -> `store.rs` (file: recover, commit) -> `chain.rs` (from commit to commit, damage or not), `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
 //! how rows are kept, `index.rs` how summaries are, `format.rs` the pages, `geometry.rs` the arithmetic.
 
+mod chain;
 mod codec;
 mod documents;
 mod format;

@@ -47,6 +47,10 @@ impl Segment {
         blocks: Range<usize>,
         out: &mut [u8],
     ) -> Result<bool> {
+        if self.lost {
+            out.fill(0);
+            return Ok(false);
+        }
         let (all, row) = (self.layout.blocks, form.row_bytes(geometry));
         let index_at = self.offset + self.layout.sections[Section::Index as usize].0;
         let at = |block: usize| index_at + form.mean_at(geometry, all, slot, head, block) as u64;
@@ -206,6 +210,7 @@ impl Memory {
             return Ok(Extent { geometry, bytes: pending.extent(geometry, layer_slot), room: geometry.block_len(), len: pending.len });
         }
         let (store, segment) = self.committed_block(block)?;
+        segment.not_lost()?;
         let i = block - segment.first_block;
         let len = if i + 1 == segment.layout.blocks { segment.layout.last_len } else { geometry.block_len() };
         let (at, size) = segment.layout.extent(layer_slot, i);
@@ -222,6 +227,7 @@ impl Memory {
     /// The ids of a segment's tokens from `first` on, as many as `out` has room for; the whole section is compared with its checksum when
     /// it is first read.
     pub(super) fn read_ids(storage: &dyn Storage, segment: &Segment, first: usize, out: &mut Vec<u32>, count: usize) -> Result<()> {
+        segment.not_lost()?;
         let (at, len) = segment.layout.sections[Section::Tokens as usize];
         let (start, end) = (4 * first, 4 * (first + count));
         if end as u64 > len {

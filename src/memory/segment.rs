@@ -24,6 +24,8 @@ pub struct Segment {
     pub header: SegmentHeader,
     /// Where its parts lie.
     pub layout: Layout,
+    /// Stands in the place of commits that are lost: it has numbers for their tokens, and nothing of it can be read.
+    pub lost: bool,
     /// A bit for each section that was found right.
     sections_checked: AtomicU8,
     /// A bit for each section that was found damaged.
@@ -46,15 +48,24 @@ pub fn check_crc(offset: u64, what: impl FnOnce() -> String, recorded: u32, comp
 }
 
 impl Segment {
-    /// A segment at `offset`, nothing of it checked but its header.
-    pub fn new(offset: u64, first_block: usize, header: SegmentHeader, layout: Layout) -> Segment {
+    /// A segment at `offset`, nothing of it checked but its header; or what stands for lost ones.
+    pub fn new(offset: u64, first_block: usize, header: SegmentHeader, layout: Layout, lost: bool) -> Segment {
         let (sections_checked, sections_damaged, extents_checked, groups) = Default::default();
-        Segment { offset, first_block, header, layout, sections_checked, sections_damaged, extents_checked, groups }
+        Segment { offset, first_block, header, layout, lost, sections_checked, sections_damaged, extents_checked, groups }
     }
 
     /// Its tokens.
     pub fn tokens(&self) -> Range<u64> {
         self.header.first_token..self.header.first_token + u64::from(self.header.token_count)
+    }
+
+    /// [`Error::Corrupt`] if it stands in the place of lost commits.
+    pub fn not_lost(&self) -> Result<()> {
+        if !self.lost {
+            return Ok(());
+        }
+        let (tokens, sequence) = (self.tokens(), self.header.sequence);
+        Err(corrupt(self.offset, format!("tokens {tokens:?} are lost: pages of their commit, {sequence} or before, are damaged")))
     }
 
     /// The section is damaged; true if nobody has noted that before.
@@ -75,6 +86,7 @@ impl Segment {
 
     /// The bytes of a section, in place.
     pub fn section<'a>(&self, maps: &'a Maps, storage: &dyn Storage, section: Section) -> Result<&'a [u8]> {
+        self.not_lost()?;
         let (at, len) = self.layout.sections[section as usize];
         let checked = self.is_checked(section);
         if !checked {
@@ -102,6 +114,7 @@ impl Segment {
 
     /// The bytes of an extent, in place. `block` counts from the segment's first.
     pub fn extent<'a>(&self, maps: &'a Maps, storage: &dyn Storage, geometry: &Geometry, slot: usize, block: usize) -> Result<&'a [u8]> {
+        self.not_lost()?;
         let i = slot * self.layout.blocks + block;
         let bits = match self.extents_checked.get() {
             Some(bits) => bits,
@@ -130,7 +143,7 @@ impl Segment {
     }
 
     /// Reads all of it with plain reads and hands each damage to `found`; `progress` gets the bytes read and says whether to go on.
-    /// The first error is an input error or a cancellation, never a damage.
+    /// The first error is an input error or a cancellation, never a damage. What stands for lost ones is a damage of the chain, not of its own.
     pub fn scrub(
         &self,
         storage: &dyn Storage,
@@ -138,6 +151,9 @@ impl Segment {
         found: &mut dyn FnMut(Damage),
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<()> {
+        if self.lost {
+            return Ok(());
+        }
         let mut chunk: Vec<u8> = try_zeroed("reading a memory file", CHUNK_BYTES)?;
         let mut crc_of = |offset: u64, len: u64| -> Result<u32> {
             let (mut crc, mut done) = (0, 0);

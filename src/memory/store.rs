@@ -4,13 +4,14 @@
 //! Order of a commit: segment, commit page, one sync, and then (not synced) one superblock. Whatever a crash leaves behind the
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
+use super::chain::{Chain, Link, PageDamage};
 use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
 use super::geometry::PAGE_BYTES;
 use super::index::Form;
 use super::maps::Maps;
 use super::page::Block;
 use super::records::{RECORDS_MAX, TokenRanges};
-use super::segment::{Segment, file_len, not_truncated, read};
+use super::segment::{Segment, file_len, not_truncated};
 use super::superblock::{CODES, RECORDS, Superblock, read_superblocks};
 use super::{Access, Damage, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
@@ -33,6 +34,8 @@ pub struct Store {
     access: Access,
     /// Sections of token ids or sources that were found damaged.
     pub(super) damaged_sections: AtomicUsize,
+    /// Pages of the chain that were found damaged when it was followed.
+    pub(super) damaged_pages: Vec<PageDamage>,
     /// Set by a failed commit page or sync: what is on the disk is unknown from then on.
     poisoned: bool,
 }
@@ -96,8 +99,8 @@ impl Store {
     /// Before the first commit of the chain.
     fn at_start(storage: Box<dyn Storage>, superblock: Superblock, slot: u64, access: Access) -> Store {
         let tip = Tip::start(&superblock.uuid);
-        let (segments, maps, forgotten, damaged_sections) = Default::default();
-        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, damaged_sections, poisoned: false }
+        let (segments, maps, forgotten, damaged_sections, damaged_pages) = Default::default();
+        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, damaged_sections, damaged_pages, poisoned: false }
     }
 
     /// What no other file has.
@@ -174,8 +177,8 @@ impl Store {
         Ok(())
     }
 
-    /// Follows the chain from the present tip to `durable`, where any defect is a corruption; and then, if `further`, as far as
-    /// commits verify in full, where a defect is a torn tail.
+    /// Follows the chain from the present tip to `durable`, around what is damaged; and then, if `further`, as far as commits verify in
+    /// full, where a defect is a torn tail.
     fn follow(&mut self, durable: &Tip, further: bool) -> Result<()> {
         not_truncated(&*self.storage, durable.end)?;
         let len = file_len(&*self.storage)?;
@@ -196,13 +199,18 @@ impl Store {
             if !vouched && !further {
                 break;
             }
-            match self.next_commit(len, !vouched) {
-                Ok((segment, tip)) => {
-                    self.segments
-                        .try_reserve(1)
-                        .map_err(|_| Error::OutOfMemory { what: "the list of segments", bytes: size_of::<Segment>() as u64 })?;
-                    self.take_in(segment);
-                    self.tip = tip;
+            let link = if vouched { self.chain().next_to(&self.tip, durable, len) } else { self.next_in_full(len) };
+            match link {
+                Ok(link) => {
+                    if let Some(damage) = &link.damage {
+                        let tokens = self.tip.tokens..link.tip.tokens;
+                        match damage.mend {
+                            Some(_) => log::warn!("what a page of a memory held follows from the rest: {}", damage.error),
+                            None => log::warn!("tokens {tokens:?} of a memory are lost, or what was forgotten: {}", damage.error),
+                        }
+                    }
+                    self.reserve_segment()?;
+                    self.take_in(link);
                 }
                 Err(e) if vouched || !matches!(e, Error::Corrupt { .. } | Error::Format { .. }) => return Err(e),
                 Err(e) => {
@@ -216,71 +224,62 @@ impl Store {
         Ok(())
     }
 
-    /// A segment that has been committed: its tokens, or what its records say.
-    fn take_in(&mut self, segment: Segment) {
-        segment.header.forgotten.iter().for_each(|range| self.forgotten.insert(range.clone()));
-        if segment.header.token_count > 0 {
-            self.segments.push(segment);
-        }
+    fn chain(&self) -> Chain<'_> {
+        Chain { storage: &*self.storage, superblock: &self.superblock }
     }
 
-    /// The commit after the tip, in a file of `len` bytes; with `in_full` its every byte is checked.
-    fn next_commit(&self, len: u64, in_full: bool) -> Result<(Segment, Tip)> {
-        let (header, layout, tip) = self.pages_after(&self.tip, len)?;
-        let segment = Segment::new(self.tip.end, self.blocks(), header, layout);
-        if in_full {
-            let mut damage = None;
-            let geometry = &self.superblock.geometry;
-            segment.scrub(&*self.storage, geometry, &mut |d| damage = damage.take().or(Some(d.error)), &mut |_| true)?;
-            if let Some(damage) = damage {
-                return Err(damage);
-            }
+    /// The next commit of the chain: its tokens, or what its records say.
+    fn take_in(&mut self, link: Link) {
+        link.header.forgotten.iter().for_each(|range| self.forgotten.insert(range.clone()));
+        if link.header.token_count > 0 {
+            let lost = link.damage.as_ref().is_some_and(|d| d.mend.is_none());
+            self.segments.push(Segment::new(self.tip.end, self.blocks(), link.header, link.layout, lost));
         }
-        Ok((segment, tip))
+        self.damaged_pages.extend(link.damage);
+        self.tip = link.tip;
     }
 
-    /// The two pages of the commit after `before`, in a file of `len` bytes.
-    fn pages_after(&self, before: &Tip, len: u64) -> Result<(SegmentHeader, Layout, Tip)> {
-        let (uuid, at) = (&self.superblock.uuid, before.end);
-        let sequence = before.sequence.saturating_add(1);
-        let room = len.saturating_sub(at);
-        if room < 2 * PAGE {
-            return Err(corrupt(at, format!("commit {sequence} is missing: {room} bytes to the end of the file")));
+    /// Makes room for one more segment, so that [`Store::take_in`] cannot fail.
+    fn reserve_segment(&mut self) -> Result<()> {
+        try_reserve(&mut self.segments, "the list of segments", 1)
+    }
+
+    /// The commit after the tip, in a file of `len` bytes, every byte of it checked.
+    fn next_in_full(&self, len: u64) -> Result<Link> {
+        let link = self.chain().next(&self.tip, len)?;
+        let segment = Segment::new(self.tip.end, self.blocks(), link.header, link.layout, false);
+        let (mut damage, geometry) = (None, &self.superblock.geometry);
+        segment.scrub(&*self.storage, geometry, &mut |d| damage = damage.take().or(Some(d.error)), &mut |_| true)?;
+        match damage {
+            Some(damage) => Err(damage),
+            None => Ok(Link { header: segment.header, layout: segment.layout, ..link }),
         }
-        let mut header_page = [0; PAGE_BYTES];
-        read(&*self.storage, &mut header_page, at)?;
-        let (header, layout) = SegmentHeader::parse(&header_page, &self.superblock, before)?;
-        if layout.segment_bytes + PAGE > room {
-            let what = format!("segment {sequence} takes {} bytes, the file has {room}", layout.segment_bytes + PAGE);
-            return Err(corrupt(at, what));
-        }
-        let mut commit_page = [0; PAGE_BYTES];
-        read(&*self.storage, &mut commit_page, at + layout.segment_bytes)?;
-        let tip = CommitPage::check(&commit_page, &header_page, &layout, header.token_count, uuid, before)?;
-        Ok((header, layout, tip))
     }
 
     /// Reads the superblocks and every page of the chain again. `progress` gets the bytes read and says whether to go on.
     pub fn scrub_pages(&self, found: &mut dyn FnMut(Damage), progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
-        let mut damage = |first: usize, error| found(Damage { blocks: first..self.blocks(), layer_slot: None, error });
+        let all = |error| Damage { blocks: 0..self.blocks(), layer_slot: None, error };
         // One bad copy is what a crash may leave, and the next commit writes it anew.
         match read_superblocks(&*self.storage) {
-            Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => damage(0, error),
+            Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => found(all(error)),
             Err(e) => return Err(e),
-            Ok((s, _)) if s.uuid != self.superblock.uuid => damage(0, corrupt(0, "another memory stands in this file now".into())),
+            Ok((s, _)) if s.uuid != self.superblock.uuid => found(all(corrupt(0, "another memory stands in this file now".into()))),
             Ok(_) => {}
         }
         let (mut tip, len, mut block) = (Tip::start(&self.superblock.uuid), file_len(&*self.storage)?, 0);
         let mut going_on = progress(2 * PAGE);
         while going_on && tip.sequence < self.tip.sequence {
-            match self.pages_after(&tip, len) {
-                Ok((header, layout, next)) => {
-                    block += if header.token_count > 0 { layout.blocks } else { 0 };
-                    tip = next;
+            match self.chain().next_to(&tip, &self.tip, len) {
+                Ok(link) => {
+                    let blocks = block..block + if link.header.token_count > 0 { link.layout.blocks } else { 0 };
+                    (block, tip) = (blocks.end, link.tip);
+                    if let Some(PageDamage { error, .. }) = link.damage {
+                        found(Damage { blocks, layer_slot: None, error });
+                    }
                 }
                 // Nothing behind it can be reached any more.
                 Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => {
-                    damage(block, error);
+                    found(Damage { blocks: block..self.blocks(), layer_slot: None, error });
                     return Ok(());
                 }
                 Err(e) => return Err(e),
@@ -291,7 +290,7 @@ impl Store {
             return Err(Error::Cancelled);
         }
         if tip != self.tip {
-            damage(0, corrupt(tip.end, format!("the chain arrives at {tip:?}, not at {:?} any more", self.tip)));
+            found(all(corrupt(tip.end, format!("the chain arrives at {tip:?}, not at {:?} any more", self.tip))));
         }
         Ok(())
     }
@@ -320,16 +319,18 @@ impl Store {
     pub fn rewind(&mut self, tokens: u64) -> Result<()> {
         let (all, len) = (self.tip.sequence, file_len(&*self.storage)?);
         self.tip = Tip::start(&self.superblock.uuid);
+        let durable = self.superblock.durable;
         self.segments.clear();
+        self.damaged_pages.clear();
         let followed = (|| {
             while self.tip.sequence < all {
-                let (segment, tip) = self.next_commit(len, false)?;
-                if tip.tokens > tokens {
+                let link = self.chain().next_to(&self.tip, &durable, len)?;
+                if link.tip.tokens > tokens {
                     break;
                 }
                 // What is forgotten stays forgotten, whenever that was said.
-                self.take_in(segment);
-                self.tip = tip;
+                self.reserve_segment()?;
+                self.take_in(link);
             }
             Ok(())
         })();
@@ -422,6 +423,7 @@ impl Store {
 
     /// Writes a segment and its commit page, syncs, and takes it in.
     fn append(&mut self, header: SegmentHeader, layout: Layout, sections: &[Vec<u8>; 4], blocks: &[Block]) -> Result<()> {
+        self.reserve_segment()?;
         let (geometry, before) = (&self.superblock.geometry, self.tip);
         let header_page = header.encode(&layout, &self.superblock.uuid, before.hash);
         let (commit_page, tip) = CommitPage::encode(&header_page, &layout, header.token_count, &self.superblock.uuid, &before);
@@ -456,9 +458,7 @@ impl Store {
             let _ = self.storage.write_all_at(&[0; PAGE_BYTES], commit_at);
             return Err(e);
         }
-        let segment = Segment::new(before.end, self.blocks(), header, layout);
-        self.take_in(segment);
-        self.tip = tip;
+        self.take_in(Link { header, layout, tip, damage: None });
         self.maps.extend(before.end, tip.end - before.end);
         self.publish();
         Ok(())
@@ -479,6 +479,21 @@ impl Store {
         write(&mut *self.storage, bytes, offset)?;
         self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source })?;
         Ok(true)
+    }
+
+    /// Writes those damaged pages of the chain anew whose bytes follow from the rest. How many.
+    pub fn heal_pages(&mut self) -> Result<usize> {
+        let mut healed = 0;
+        while let Some(i) = self.damaged_pages.iter().position(|d| d.mend.is_some()) {
+            self.writable()?;
+            if let Some((offset, page)) = &self.damaged_pages[i].mend {
+                write(&mut *self.storage, page, *offset)?;
+                self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source })?;
+            }
+            self.damaged_pages.remove(i);
+            healed += 1;
+        }
+        Ok(healed)
     }
 
     /// Rewrites the older superblock with the present tip, which is durable. If that fails the commit stands all the same, and

@@ -126,6 +126,10 @@ pub struct Stats {
     pub dropped_blocks: usize,
     /// Lists of token ids, or of sources, of a commit which this handle found damaged and does without.
     pub damaged_sections: usize,
+    /// Pages of the chain of commits that were damaged when this handle followed it: what most of them held follows from the rest.
+    pub damaged_pages: usize,
+    /// Tokens that cannot be read because pages of their commits are damaged and do not follow from the rest. They still count above.
+    pub lost_tokens: u64,
     /// Blocks, committed or not.
     pub blocks: usize,
     /// Commits.

@@ -413,6 +413,7 @@ static void memories(loci_model *model, const char *dir) {
     stats.struct_size = sizeof stats;
     OK(loci_memory_stats_get(memory, &stats));
     CHECK(stats.forgotten_tokens == count && stats.dropped_blocks == 0);
+    CHECK(stats.damaged_sections == 0 && stats.damaged_pages == 0 && stats.lost_tokens == 0);
     OK(loci_memory_verify(memory, NULL, NULL, &length));
     CHECK(length == 0);
     OK(loci_session_repair(session, memory, NULL, NULL, &length));

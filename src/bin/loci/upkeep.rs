@@ -60,7 +60,7 @@ impl MemoryFile {
                 "forgotten_tokens": stats.forgotten_tokens, "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
                 "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
                 "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
-                "codec": shape.codec.name(), "sources": sources_json(&sources),
+                "codec": shape.codec.name(), "sources": sources_json(&sources), "damaged_pages": stats.damaged_pages, "lost_tokens": stats.lost_tokens,
             });
             return output::print_line(&object.to_string());
         }
@@ -84,6 +84,9 @@ impl MemoryFile {
         );
         if stats.forgotten_tokens > 0 {
             text += &format!("{} tokens are forgotten: they leave with the next compaction\n", stats.forgotten_tokens);
+        }
+        if stats.damaged_pages > 0 {
+            text += &format!("{} pages of the chain are damaged; {} tokens are lost by that\n", stats.damaged_pages, stats.lost_tokens);
         }
         for s in sources {
             text += &format!("{}: tokens {}..{}\n", s.label, s.tokens.start, s.tokens.end);
