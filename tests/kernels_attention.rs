@@ -554,3 +554,37 @@ fn a_query_that_sees_nothing_gets_zeros() {
         }
     }
 }
+
+/// With top-k the values of parts without any of the best keys are not looked at: they may be on a disk.
+#[test]
+fn values_that_top_k_leaves_out_are_not_read() {
+    let (d, len, top_k) = (32, 256, 5);
+    let encode = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    // The best keys lie in the second of three memories, in any order among them.
+    let keys: Vec<Vec<u8>> =
+        (0..3).map(|m| encode(&floats(len * d, m).iter().map(|v| v + if m == 1 { 4.0 } else { 0.0 }).collect::<Vec<_>>())).collect();
+    let values: Vec<Vec<u8>> = (0..3).map(|m| encode(&if m == 1 { floats(len * d, 7) } else { vec![f32::NAN; len * d] })).collect();
+    let segment = |m: usize| KvSegment {
+        entries: Entries::Rows { codec: F32, keys: &keys[m], values: &values[m], key_stride: d, value_stride: d },
+        len,
+        query: QueryKind::Memory,
+        visibility: Visibility::All,
+    };
+    for tokens in [1, 3, 40] {
+        let q: Vec<f32> = floats(2 * tokens * d, 3).iter().map(|v| v + 1.5).collect();
+        let shape = Shape { tokens, heads: 2, heads_kv: 1, key_length: d, value_length: d, scale: 0.3, memory_top_k: top_k };
+        for (level, threads) in Level::available().into_iter().flat_map(|level| [1, 2].map(|threads| (level, threads))) {
+            let team = Team::new(threads).unwrap();
+            let run = |segments: &[KvSegment<'_>], k: usize| {
+                let mut out = vec![f32::NAN; 2 * tokens * d];
+                let shape = Shape { memory_top_k: k, ..shape };
+                team.pass(|pass| attention_at(level, pass, &shape, Queries { local: &q, memory: &q }, segments, &mut out)).unwrap();
+                out
+            };
+            let all = run(&[segment(0), segment(1), segment(2)], top_k);
+            assert!(all.iter().all(|v| v.is_finite()), "{level:?}, {threads} threads, {tokens} tokens");
+            assert_eq!(bits(&all), bits(&run(&[segment(1)], top_k)), "{level:?}, {threads} threads, {tokens} tokens");
+            assert!(run(&[segment(0), segment(1), segment(2)], 0).iter().any(|v| v.is_nan()), "all of it is read without top-k");
+        }
+    }
+}

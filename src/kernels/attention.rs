@@ -17,7 +17,7 @@ mod codes;
 mod part;
 mod products;
 
-use self::part::{Buffers, FoldPart, QueryTile, find_thresholds};
+use self::part::{Buffers, FoldPart, QueryTile, Thresholds, find_thresholds};
 use super::codec::Codec;
 use super::tiles::TileLayout;
 use super::vector::exp;
@@ -380,17 +380,18 @@ impl<'a> Call<'a> {
                     let floats = Partial::floats(rows, self.shape.value_length);
                     w.total.resize(floats, 0.0);
                     w.partial.resize(floats, 0.0);
-                    w.thresholds.resize(if tile.has_thresholds() { rows } else { 0 }, 0.0);
                     tile.pack_queries(&mut w.buffers);
-                    if tile.has_thresholds() {
-                        find_thresholds(&tile, &mut w.buffers, &mut w.thresholds);
-                    }
                     cut(tile.segments, &mut w.parts);
+                    w.thresholds.resize(if tile.has_thresholds() { Thresholds::floats(rows, w.parts.len()) } else { 0 }, 0.0);
+                    if tile.has_thresholds() {
+                        find_thresholds(&tile, &w.parts, &mut w.buffers, &mut w.thresholds);
+                    }
+                    let found = Thresholds::new(&w.thresholds, rows);
                     let mut total = Partial::new(&mut w.total, rows);
                     total.clear();
-                    for part in w.parts.iter().filter(|p| tile.sees(p)) {
+                    for (_, part) in w.parts.iter().enumerate().filter(|(i, p)| tile.sees(p) && found.need(*i)) {
                         let mut partial = Partial::new(&mut w.partial, rows);
-                        let (thresholds, buffers) = (&w.thresholds, &mut w.buffers);
+                        let (thresholds, buffers) = (found.of_rows(), &mut w.buffers);
                         dispatch(self.level, FoldPart { tile: &tile, part, thresholds, buffers, partial: &mut partial });
                         dispatch(self.level, Merge { total: &mut total, later: Found::new(&w.partial, rows) });
                     }
@@ -409,36 +410,49 @@ impl<'a> Call<'a> {
         let heads = self.shape.heads_kv;
         let rows = tokens * self.group();
         let tiles = self.shape.tokens.div_ceil(tokens);
-        plan.units.clear();
-        let mut has_thresholds = false;
-        for tile in 0..tiles {
-            for head in 0..heads {
-                let query_tile = self.tile(tokens, tile, head);
-                has_thresholds |= query_tile.has_thresholds();
-                cut(query_tile.segments, &mut plan.parts);
-                try_reserve(&mut plan.units, "parts of attention", plan.parts.len())?;
-                plan.units.extend(plan.parts.iter().filter(|p| query_tile.sees(p)).map(|p| Unit { tile, head, part: *p }));
+        let mut of_tile = 0; // floats of thresholds
+        for head in 0..heads {
+            let tile = self.tile(tokens, 0, head);
+            if tile.has_thresholds() {
+                cut(tile.segments, &mut plan.parts);
+                of_tile = of_tile.max(Thresholds::floats(rows, plan.parts.len()));
             }
         }
         plan.thresholds.clear();
-        try_grow(&mut plan.thresholds, "thresholds of attention", if has_thresholds { tiles * heads * rows } else { 0 })?;
-        pass.for_each_chunk(&mut plan.thresholds, rows, |i, thresholds| {
-            let tile = self.tile(tokens, i / heads, i % heads);
-            if tile.has_thresholds() {
-                WORKSPACE.with_borrow_mut(|w| {
-                    tile.pack_queries(&mut w.buffers);
-                    find_thresholds(&tile, &mut w.buffers, thresholds);
-                });
-            }
-        });
+        try_grow(&mut plan.thresholds, "thresholds of attention", tiles * heads * of_tile)?;
+        if of_tile > 0 {
+            pass.for_each_chunk(&mut plan.thresholds, of_tile, |i, thresholds| {
+                let tile = self.tile(tokens, i / heads, i % heads);
+                if tile.has_thresholds() {
+                    WORKSPACE.with_borrow_mut(|w| {
+                        tile.pack_queries(&mut w.buffers);
+                        cut(tile.segments, &mut w.parts);
+                        find_thresholds(&tile, &w.parts, &mut w.buffers, thresholds);
+                    });
+                }
+            });
+        }
+        let thresholds = &plan.thresholds;
+        let thresholds_of = |tile: usize, head: usize| {
+            let query_tile = self.tile(tokens, tile, head);
+            let floats = if query_tile.has_thresholds() { &thresholds[(tile * heads + head) * of_tile..] } else { &[] };
+            Thresholds::new(floats, query_tile.rows())
+        };
+        plan.units.clear();
+        for (tile, head) in (0..tiles).flat_map(|tile| (0..heads).map(move |head| (tile, head))) {
+            let (query_tile, found) = (self.tile(tokens, tile, head), thresholds_of(tile, head));
+            cut(query_tile.segments, &mut plan.parts);
+            try_reserve(&mut plan.units, "parts of attention", plan.parts.len())?;
+            let parts = plan.parts.iter().enumerate().filter(|(i, p)| query_tile.sees(p) && found.need(*i));
+            plan.units.extend(parts.map(|(_, p)| Unit { tile, head, part: *p }));
+        }
         let floats = Partial::floats(rows, self.shape.value_length);
         try_grow(&mut plan.partials, "partial sums of attention", plan.units.len() * floats)?;
-        let (units, thresholds) = (&plan.units, &plan.thresholds);
+        let units = &plan.units;
         pass.for_each_chunk(&mut plan.partials[..units.len() * floats], floats, |i, partial| {
             let unit = &units[i];
             let tile = self.tile(tokens, unit.tile, unit.head);
-            let thresholds = thresholds.get((unit.tile * heads + unit.head) * rows..).unwrap_or(&[]);
-            let thresholds = if tile.has_thresholds() { &thresholds[..tile.rows()] } else { &[] };
+            let thresholds = thresholds_of(unit.tile, unit.head).of_rows();
             WORKSPACE.with_borrow_mut(|w| {
                 tile.pack_queries(&mut w.buffers);
                 let buffers = &mut w.buffers;

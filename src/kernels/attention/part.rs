@@ -81,7 +81,10 @@ impl<'a> QueryTile<'a> {
     pub fn room(&self) -> usize {
         let (rows, shape) = (self.rows(), self.shape);
         let best = if self.has_thresholds() { Best::room(shape.memory_top_k, self.in_memory().map(|s| s.len).sum()) } else { 0 };
-        let floats = rows * (SCORES + best + 1 + 4 * shape.key_length) + 2 * Partial::floats(rows, shape.value_length);
+        let parts =
+            if self.has_thresholds() { self.in_memory().map(|s| s.len.div_ceil(PART)).sum::<usize>() + self.segments.len() } else { 0 };
+        let floats =
+            Thresholds::floats(rows, parts) + rows * (SCORES + best + 4 * shape.key_length) + 2 * Partial::floats(rows, shape.value_length);
         size_of::<f32>() * (floats + 2 * SUB_TILE * shape.key_length.max(shape.value_length))
     }
 
@@ -243,21 +246,59 @@ impl Task for FoldPart<'_, '_> {
     }
 }
 
-/// With top-k: per row, the k-th best score over all memory segments.
-pub(super) fn find_thresholds(tile: &QueryTile<'_>, buffers: &mut Buffers, thresholds: &mut [f32]) {
+/// What top-k asks of a tile: `(1 + parts, rows)`, the least score in memory that counts for each row, then of each part the best score of
+/// each row. Parts in which no row has a key that counts need no second look, and their values none at all.
+#[derive(Clone, Copy)]
+pub(super) struct Thresholds<'a> {
+    floats: &'a [f32],
+    rows: usize,
+}
+
+impl<'a> Thresholds<'a> {
+    /// Floats for so many parts.
+    pub fn floats(rows: usize, parts: usize) -> usize {
+        rows * (1 + parts)
+    }
+
+    /// What [`find_thresholds`] has left; no floats where every key counts.
+    pub fn new(floats: &'a [f32], rows: usize) -> Thresholds<'a> {
+        Thresholds { floats, rows }
+    }
+
+    /// The threshold of each row, or nothing.
+    pub fn of_rows(&self) -> &'a [f32] {
+        &self.floats[..self.rows.min(self.floats.len())]
+    }
+
+    /// Whether part number `part` has a key that counts.
+    pub fn need(&self, part: usize) -> bool {
+        let Some(best) = self.floats.get(self.rows * (1 + part)..) else { return true };
+        // A score that is not a number counts, as it does everywhere.
+        self.of_rows().is_empty() || best.iter().zip(self.of_rows()).any(|(best, least)| best >= least || best.is_nan())
+    }
+}
+
+/// With top-k: per row, the k-th best score over all memory segments, and the best of every part, for [`Thresholds`].
+pub(super) fn find_thresholds(tile: &QueryTile<'_>, parts: &[Part], buffers: &mut Buffers, floats: &mut [f32]) {
     let (rows, k) = (tile.rows(), tile.shape.memory_top_k);
     let total: usize = tile.in_memory().map(|s| s.len).sum();
     buffers.best.resize_with(rows, Best::default);
     buffers.best.iter_mut().for_each(|best| best.clear(k, total));
     buffers.scores.resize(buffers.scores.len().max(rows * SCORES), 0.0);
-    for (i, segment) in tile.segments.iter().enumerate().filter(|(_, s)| s.query == QueryKind::Memory) {
-        for skip in (0..segment.len).step_by(PART) {
-            let n = PART.min(segment.len - skip);
-            let part = Part { segment: i, skip, keys: n, open: true, rotated: false };
-            let piece = Piece { segment, skip, at: 0, n };
-            dispatch(tile.level, ScorePiece { tile, part: &part, piece: &piece, buffers });
-            for (best, scores) in buffers.best.iter_mut().zip(buffers.scores.chunks_exact(SCORES)) {
-                best.add(k, &scores[..n]);
+    let (thresholds, maxima) = floats.split_at_mut(rows);
+    maxima.fill(f32::NEG_INFINITY);
+    for (part, maxima) in parts.iter().zip(maxima.chunks_exact_mut(rows)) {
+        for piece in tile.pieces(part) {
+            if piece.segment.query != QueryKind::Memory {
+                // All of the window counts.
+                maxima.fill(f32::INFINITY);
+                continue;
+            }
+            dispatch(tile.level, ScorePiece { tile, part, piece: &piece, buffers });
+            for ((best, scores), most) in buffers.best.iter_mut().zip(buffers.scores.chunks_exact(SCORES)).zip(maxima.iter_mut()) {
+                let scores = &scores[piece.at..piece.at + piece.n];
+                best.add(k, scores);
+                *most = scores.iter().fold(*most, |most, s| if *s > most || s.is_nan() { *s } else { most });
             }
         }
     }
