@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example lookup_accuracy -- MODEL CASES MEMORY CODEC TOP_K...` with CASES.txt and CASES.tsv from
 //! `tools/fot/cases.py`. CODEC is f32, f16, bf16, k8v4 or k4v4; an existing MEMORY is used as it is, whatever its codec. The questions are
-//! asked once for each TOP_K; 0 reads all of the memory.
+//! asked once for each TOP_K, which gives a line of JSON that `tools/fot/plots.py` draws; 0 reads all of the memory.
 
 use loci::memory::{Codec, Memory};
 use loci::model::{Model, ModelOptions};
@@ -47,7 +47,9 @@ fn remember(model: &Arc<Model>, text: &str, path: &Path, codec: &str) -> Outcome
 /// Asks every line of `questions`, a question and its answer with a tab between them; the model's best token counts.
 fn ask(model: &Arc<Model>, questions: &str, path: &Path, top_k: usize) -> Outcome<()> {
     let mut session = Session::new(model.clone(), SessionOptions { memory_top_k: top_k, ..SessionOptions::default() })?;
-    session.attach_memory(Arc::new(RwLock::new(Memory::open_read_only(path, Some(model.fingerprint()))?)))?;
+    let memory = Memory::open_read_only(path, Some(model.fingerprint()))?;
+    let (length, codec) = (memory.len(), memory.geometry().codec);
+    session.attach_memory(Arc::new(RwLock::new(memory)))?;
     let (mut asked, mut right, start) = (0, 0, Instant::now());
     for line in questions.lines() {
         let (question, expected) = line.split_once('\t').ok_or("a line without a tab")?;
@@ -63,7 +65,10 @@ fn ask(model: &Arc<Model>, questions: &str, path: &Path, top_k: usize) -> Outcom
         asked += 1;
         right += usize::from(answer == expected.as_bytes());
     }
-    let (seconds, stats) = (start.elapsed().as_secs_f64() / f64::from(asked.max(1)), session.stats());
-    println!("{right} of {asked} exact, best {top_k} (0: all); {seconds:.2} s per question; RAM {} MiB", stats.resident_bytes >> 20);
+    let (seconds, resident) = (start.elapsed().as_secs_f64() / f64::from(asked.max(1)), session.stats().resident_bytes);
+    println!(
+        r#"{{"length": {length}, "codec": "{codec}", "top_k": {top_k}, "questions": {asked}, "right": {right}, "seconds_each": {seconds:.3}, "resident_mib": {}}}"#,
+        resident >> 20
+    );
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::kernels::vector::add;
 use crate::kv::Window;
 use crate::memory::Memory;
 use crate::threads::Pass;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows of logits computed at once when every position's are wanted.
@@ -83,8 +84,11 @@ fn layers(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens
     let last = match outputs {
         Outputs::Memory => h.memory_layers.last().copied(),
         Outputs::Queries => c.recall.as_ref().and_then(|r| r.last_searching()).map(|slot| h.memory_layers[slot]),
+        Outputs::None if c.recall.is_none() => w.layers.len().checked_sub(1),
         _ => None,
     };
+    // Nor, in the last layer, for which tokens.
+    let asked = if matches!(outputs, Outputs::Last) { n.saturating_sub(1)..n } else { 0..n };
     for (l, layer) in w.layers.iter().enumerate() {
         if c.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
@@ -92,8 +96,10 @@ fn layers(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens
         if last == Some(l) {
             return project(h, layer, l, pass, c, n);
         }
-        attention_block(h, layer, l, pass, c, n)?;
-        feed_forward_block(h, layer, pass, c.scratch, n)?;
+        let rows = if l + 1 == w.layers.len() { asked.clone() } else { 0..n };
+        project(h, layer, l, pass, c, n)?;
+        attention_block(h, layer, l, pass, c, rows.clone())?;
+        feed_forward_block(h, layer, pass, c.scratch, rows)?;
     }
     Ok(())
 }
@@ -183,22 +189,27 @@ fn project(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Contex
     Ok(())
 }
 
-/// `x += W_o attention(norm(x))`
-fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, n: usize) -> Result<()> {
-    project(h, layer, l, pass, c, n)?;
+/// `x += W_o attention(norm(x))` for the tokens `rows` of the batch, which [`project`] has prepared.
+fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mut Context<'_>, rows: Range<usize>) -> Result<()> {
     let s = &mut *c.scratch;
-    let (width, queries) = (h.embedding_length, n * h.head_count * h.key_length);
+    let (width, query, n) = (h.embedding_length, h.head_count * h.key_length, rows.len());
+    let queries = rows.start * query..rows.end * query;
     let (slot, fot) = (h.memory_slot[l], h.fot_layer(l).filter(|_| !c.memories.is_empty()));
     if let Some(fot) = fot {
         if fot.memory_positionals {
-            rotate_heads(pass, &c.rotary.global, &s.angles.memory, &mut s.q_memory[..queries], h.head_count, h.key_length);
+            let angles = &s.angles.memory[rows.start * c.rotary.global.pairs()..];
+            rotate_heads(pass, &c.rotary.global, angles, &mut s.q_memory[queries.clone()], h.head_count, h.key_length);
         }
     } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
         recall.prepare(h, slot, &c.rotary.global, c.window.first())?;
     }
     let mut segments = recycle(std::mem::take(&mut s.segments));
     for head in 0..h.head_count_kv {
-        segments.push(c.window.segment(l, head));
+        let mut local = c.window.segment(l, head);
+        if let Visibility::Causal { first, .. } = &mut local.visibility {
+            *first += rows.start;
+        }
+        segments.push(local);
         if let (Some(slot), Some(_)) = (slot, fot) {
             for memory in c.memories {
                 fot_segments(memory, slot, head, &mut segments, c.memory_bytes_read)?;
@@ -218,12 +229,12 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
         memory_top_k: c.memory_top_k,
     };
     let attended = n * h.head_count * h.value_length;
-    let queries = Queries { local: &s.q[..queries], memory: &s.q_memory[..queries] };
+    let queries = Queries { local: &s.q[queries.clone()], memory: &s.q_memory[queries] };
     attention(pass, &shape, queries, &segments, &mut s.attended[..attended])?;
     s.segments = recycle(segments);
     s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight])?;
     linears(pass, [(&layer.attn_output, &mut s.h[..n * width])], &s.activations);
-    add_residual(h, pass, layer.post_attention_norm.as_deref(), &mut s.x, &mut s.h, n);
+    add_residual(h, pass, layer.post_attention_norm.as_deref(), &mut s.x[rows.start * width..], &mut s.h, n);
     Ok(())
 }
 
@@ -235,10 +246,10 @@ fn recycle<'a>(mut segments: Vec<KvSegment<'_>>) -> Vec<KvSegment<'a>> {
     segments.into_iter().filter_map(|_| None).collect()
 }
 
-/// `x += W_down (f(W_gate y) * W_up y)`, `y = norm(x)`
-fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scratch, n: usize) -> Result<()> {
-    let (width, ffn) = (h.embedding_length, h.feed_forward_length);
-    norm_rows(pass, &s.x[..n * width], &layer.ffn_norm, h.rms_epsilon, &mut s.h[..n * width]);
+/// `x += W_down (f(W_gate y) * W_up y)`, `y = norm(x)`, for the tokens `rows` of the batch.
+fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scratch, rows: Range<usize>) -> Result<()> {
+    let (width, ffn, n) = (h.embedding_length, h.feed_forward_length, rows.len());
+    norm_rows(pass, &s.x[rows.start * width..rows.end * width], &layer.ffn_norm, h.rms_epsilon, &mut s.h[..n * width]);
     let (gate, up) = (&layer.ffn_gate, &layer.ffn_up);
     s.activations.load_for(pass, &s.h[..n * width], &[&gate.weight, &up.weight])?;
     if gate.bias.is_none() && up.bias.is_none() {
@@ -253,7 +264,7 @@ fn feed_forward_block(h: &Hparams, layer: &Layer, pass: &Pass<'_>, s: &mut Scrat
     }
     s.activations.load_for(pass, &s.gate[..n * ffn], &[&layer.ffn_down.weight])?;
     linears(pass, [(&layer.ffn_down, &mut s.h[..n * width])], &s.activations);
-    add_residual(h, pass, layer.post_ffw_norm.as_deref(), &mut s.x, &mut s.h, n);
+    add_residual(h, pass, layer.post_ffw_norm.as_deref(), &mut s.x[rows.start * width..], &mut s.h, n);
     Ok(())
 }
 

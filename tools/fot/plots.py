@@ -4,6 +4,7 @@
     python3 plots.py accuracy ACCURACY.jsonl OUT_DIR      lines of evaluate.py
     python3 plots.py negatives ACCURACY.jsonl OUT_DIR     lines of evaluate.py; their labels tell models apart
     python3 plots.py window WINDOW.jsonl OUT_DIR          lines of window.py; their labels tell models apart
+    python3 plots.py runtime LOOKUP.jsonl OUT_DIR         lines of examples/lookup_accuracy.rs
 """
 import json
 import math
@@ -93,7 +94,17 @@ def window(path, out):
         (out / f"fot-window-{key}.svg").write_text(chart(title, "tokens of the window", up, lines, x_log=True, y_range=y_range, x_ticks=[256, 512, 1024]))
 
 
+def runtime(path, out):
+    groups = {}
+    for r in (r for r in read(path) if "codec" in r):
+        groups.setdefault((r["codec"], r["top_k"]), []).append((r["length"], r["right"] / r["questions"]))
+    lines = [(codec + (f", best {k}" if k else ", all"), sorted(points), k > 0) for (codec, k), points in groups.items()]
+    (out / "fot-runtime-exact.svg").write_text(
+        chart("Exact answers from a memory file", "tokens of memory", "share", lines, x_log=True, y_range=(0.9, 1), y_format="{:.2f}"))
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[3])
     target.mkdir(parents=True, exist_ok=True)
-    {"training": training, "accuracy": accuracy, "negatives": partial(accuracy, figure="negatives"), "window": window}[sys.argv[1]](sys.argv[2], target, *sys.argv[4:])
+    {"training": training, "accuracy": accuracy, "negatives": partial(accuracy, figure="negatives"), "window": window,
+     "runtime": runtime}[sys.argv[1]](sys.argv[2], target, *sys.argv[4:])
