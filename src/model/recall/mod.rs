@@ -2,9 +2,9 @@
 //!
 //! A batch of the user's tokens is computed twice. The first pass goes as far as the layers that search and notes the unrotated
 //! queries of the batch's last tokens; their heads vote, in stages: mean keys (`coarse.rs`), and words that block and
-//! text share (`words.rs`), propose candidates; the best key within each candidate picks the blocks (`vote.rs`). The second pass
-//! reads the chosen blocks and those that follow them, the same in all layers (`blocks.rs`): they lie in text order at
-//! consecutive positions just before the local window, behind the attention sinks (the first tokens of the text). Positions
+//! text share (`words.rs`), propose candidates; the best key within each candidate votes (`vote.rs`). The second pass
+//! reads the chosen blocks and those that follow them (`choice.rs`), the same in all layers (`blocks.rs`): they lie, the most wanted last,
+//! at consecutive positions just before the local window, behind the attention sinks (the first tokens of the text). Positions
 //! inside the trained window are never exceeded, however large the memory is. While an answer is generated, its own queries choose
 //! again, now and then, among the best candidates of the turn; what is new is read a block a token, and read in attention when all of
 //! it is there. (The family of InfLLM, arXiv 2402.04617, and ReAttention, arXiv 2407.15176.)
@@ -14,11 +14,13 @@
 //! but for the blocks of one choice, which are as few as they must be to fit.
 
 mod blocks;
+mod choice;
 mod coarse;
 mod vote;
 mod words;
 
 use self::blocks::{Blocks, CODEC, Placed, Sinks, Turning};
+use self::choice::{addresses, unread, with_what_follows};
 use self::vote::{Read, best, best_key_votes};
 use super::hparams::Hparams;
 use crate::bytes::Cursor;
@@ -27,6 +29,7 @@ use crate::kernels::attention::{Entries, KvSegment, QueryKind, Visibility};
 use crate::kernels::rotary::Rotary;
 use crate::memory::Memory;
 use crate::threads::Pass;
+use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 
 /// A block of one of the attached memories.
@@ -78,7 +81,7 @@ pub struct Recall {
     blocks: Blocks,
     sinks_max: usize,
     sinks: Sinks,
-    /// In text order, with each block's share of the votes.
+    /// As they are laid out, with each block's share of the votes.
     chosen: Vec<(BlockAddress, f32)>,
     /// The best candidates of the turn: what an answer may choose from.
     finalists: Vec<BlockAddress>,
@@ -233,7 +236,7 @@ impl Recall {
         self.choice += 1;
     }
 
-    /// The blocks that were chosen, in text order, each with its share of the votes.
+    /// The blocks that were chosen, the most wanted last, each with its share of the votes.
     pub fn chosen(&self) -> &[(BlockAddress, f32)] {
         &self.chosen
     }
@@ -532,7 +535,9 @@ impl Recall {
         if let Some(first) = self.chosen.first().filter(|c| c.0 == BlockAddress { memory: 0, block: 0 }) {
             next.insert(0, *first);
         }
-        if !next.iter().map(|c| c.0).eq(self.chosen.iter().map(|c| c.0)) {
+        // The same in another order is no reason to lay it out again.
+        let as_set = |blocks: &[(BlockAddress, f32)]| blocks.iter().map(|c| c.0).collect::<BTreeSet<_>>();
+        if as_set(&next) != as_set(&self.chosen) {
             self.ask_for(memories, &next);
             self.next = Some(next);
         }
@@ -604,43 +609,4 @@ impl Recall {
 
 fn len_of(memories: &[&Memory], at: BlockAddress) -> usize {
     memories.get(at.memory).and_then(|m| m.block(at.block).ok()).map_or(0, |b| b.len)
-}
-
-/// Share of the votes that went elsewhere.
-fn unread(chosen: &[(BlockAddress, f32)]) -> f32 {
-    (1.0 - chosen.iter().map(|c| c.1).sum::<f32>()).clamp(0.0, 1.0)
-}
-
-/// The candidates with the most votes, each with the block that follows it (a thought rarely ends with its block), `n` blocks
-/// in all, in text order with their share of the votes.
-fn with_what_follows(blocks: &[usize], candidates: &[BlockAddress], votes: &[f32], n: usize) -> Vec<(BlockAddress, f32)> {
-    let all: f32 = votes.iter().sum::<f32>().max(f32::MIN_POSITIVE);
-    let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by(|a, b| votes[*b].total_cmp(&votes[*a]).then(a.cmp(b)));
-    let mut chosen = std::collections::BTreeMap::new();
-    for i in order {
-        let at = candidates[i];
-        let next = BlockAddress { block: at.block + 1, ..at };
-        if chosen.len() < n || chosen.contains_key(&at) {
-            *chosen.entry(at).or_default() = votes[i] / all;
-        }
-        if chosen.len() < n && next.block < blocks[at.memory] {
-            chosen.entry(next).or_insert(0.0);
-        }
-    }
-    chosen.into_iter().collect()
-}
-
-/// Where the blocks with these (ascending) numbers, counted over all memories, lie; `blocks` has how many each memory holds.
-fn addresses(blocks: &[usize], numbers: &[usize]) -> Vec<BlockAddress> {
-    let mut out = Vec::with_capacity(numbers.len());
-    let mut start = 0;
-    let mut rest = numbers.iter().peekable();
-    for (memory, count) in blocks.iter().enumerate() {
-        while let Some(i) = rest.next_if(|i| **i < start + count) {
-            out.push(BlockAddress { memory, block: i - start });
-        }
-        start += count;
-    }
-    out
 }
