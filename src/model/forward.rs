@@ -87,17 +87,17 @@ fn layers(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens
         Outputs::None if c.recall.is_none() => w.layers.len().checked_sub(1),
         _ => None,
     };
-    // Nor, in the last layer, for which tokens.
+    // Nor, in the last layer, are tokens for which nobody asks.
     let asked = if matches!(outputs, Outputs::Last) { n.saturating_sub(1)..n } else { 0..n };
     for (l, layer) in w.layers.iter().enumerate() {
         if c.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
+        project(h, layer, l, pass, c, n)?;
         if last == Some(l) {
-            return project(h, layer, l, pass, c, n);
+            return Ok(());
         }
         let rows = if l + 1 == w.layers.len() { asked.clone() } else { 0..n };
-        project(h, layer, l, pass, c, n)?;
         attention_block(h, layer, l, pass, c, rows.clone())?;
         feed_forward_block(h, layer, pass, c.scratch, rows)?;
     }

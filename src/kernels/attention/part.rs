@@ -80,9 +80,12 @@ impl<'a> QueryTile<'a> {
     /// Bytes that the buffers of the thread which computes it may grow to.
     pub fn room(&self) -> usize {
         let (rows, shape) = (self.rows(), self.shape);
-        let best = if self.has_thresholds() { Best::room(shape.memory_top_k, self.in_memory().map(|s| s.len).sum()) } else { 0 };
-        let parts =
-            if self.has_thresholds() { self.in_memory().map(|s| s.len.div_ceil(PART)).sum::<usize>() + self.segments.len() } else { 0 };
+        let (best, parts) = if self.has_thresholds() {
+            let (total, parts) = self.in_memory().fold((0, self.segments.len()), |(t, p), s| (t + s.len, p + s.len.div_ceil(PART)));
+            (Best::room(shape.memory_top_k, total), parts)
+        } else {
+            (0, 0)
+        };
         let floats =
             Thresholds::floats(rows, parts) + rows * (SCORES + best + 4 * shape.key_length) + 2 * Partial::floats(rows, shape.value_length);
         size_of::<f32>() * (floats + 2 * SUB_TILE * shape.key_length.max(shape.value_length))
