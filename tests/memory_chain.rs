@@ -12,7 +12,7 @@ use std::ops::Range;
 const PAGE: usize = 4096;
 
 fn geometry() -> Geometry {
-    Geometry { layers: vec![0, 2], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 4, codec: Codec::K8V4 }
+    Geometry { layers: vec![0, 2], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 4, codec: Codec::K8V4, sketches: true }
 }
 
 fn append(m: &mut Memory, ids: Range<u32>, label: &str) {

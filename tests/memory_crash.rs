@@ -11,7 +11,7 @@ use loci::memory::{Access, Codec, ExtentRoom, Fingerprint, Geometry, LayerKv, Me
 const PAGE: usize = 4096;
 
 fn geometry() -> Geometry {
-    Geometry { layers: vec![1, 3], head_count_kv: 2, key_length: 4, value_length: 3, block_tokens: 4, codec: Codec::F16 }
+    Geometry { layers: vec![1, 3], head_count_kv: 2, key_length: 4, value_length: 3, block_tokens: 4, codec: Codec::F16, sketches: true }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -600,7 +600,7 @@ fn features_of_the_future_are_refused_or_read_only_or_ignored() {
     };
     let (version, compat, ro_compat, incompat) = (8, 16, 24, 32);
     for copies in [0..2, 0..1, 1..2] {
-        for (at, flag) in [(version, 3), (incompat, 4), (incompat + 7, 0x80)] {
+        for (at, flag) in [(version, 3), (incompat, 8), (incompat + 7, 0x80)] {
             let disk = with(at, flag, copies.clone());
             assert!(matches!(open(&disk, Access::Read), Err(Error::Unsupported(_))));
             assert!(matches!(open(&disk, Access::Write), Err(Error::Unsupported(_))));

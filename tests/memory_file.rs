@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 fn geometry(codec: Codec) -> Geometry {
     // Odd lengths, as LongLLaMA's head_dim of 100 is: rows that do not fill cache lines.
-    Geometry { layers: vec![1, 3, 7], head_count_kv: 2, key_length: 10, value_length: 6, block_tokens: 8, codec }
+    Geometry { layers: vec![1, 3, 7], head_count_kv: 2, key_length: 10, value_length: 6, block_tokens: 8, codec, sketches: true }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -183,7 +183,7 @@ fn every_codec_reads_back_exactly_before_and_after_commit_and_restart() {
 #[test]
 fn every_half_and_bfloat16_comes_back_with_its_own_bits() {
     for codec in [Codec::F16, Codec::Bf16] {
-        let g = Geometry { layers: vec![0], head_count_kv: 1, key_length: 1, value_length: 1, block_tokens: 4096, codec };
+        let g = Geometry { layers: vec![0], head_count_kv: 1, key_length: 1, value_length: 1, block_tokens: 4096, codec, sketches: false };
         let mut m = Memory::in_ram(g, fingerprint()).unwrap();
         let value = |bits: u16| match codec {
             Codec::F16 => half::f16::from_bits(bits).to_f32(),
@@ -366,7 +366,8 @@ fn many_threads_read_one_handle() {
 #[test]
 fn many_commits_need_few_maps() {
     let (_dir, path) = place();
-    let g = Geometry { layers: vec![0], head_count_kv: 1, key_length: 4, value_length: 4, block_tokens: 4, codec: Codec::F16 };
+    let g =
+        Geometry { layers: vec![0], head_count_kv: 1, key_length: 4, value_length: 4, block_tokens: 4, codec: Codec::F16, sketches: false };
     let mut m = Memory::create(&path, g, fingerprint()).unwrap();
     for _ in 0..300 {
         append(&mut m, 1, None);
@@ -439,4 +440,77 @@ fn impossible_shapes_are_refused() {
     let (_dir, path) = place();
     drop(Memory::create(&path, good, widest.clone()).unwrap());
     assert_eq!(*Memory::open(&path, Some(&widest)).unwrap().fingerprint(), widest);
+}
+
+/// The sketches of a file are those of the keys as they are stored, around the mean keys as they are kept.
+#[test]
+fn sketches_are_those_of_the_stored_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    for codec in [Codec::F32, Codec::F16, Codec::Bf16, Codec::K8V4, Codec::K4V4] {
+        let small = geometry(codec);
+        let (key_length, value_length) = if codec.to_string().contains('k') { (32, 32) } else { (small.key_length, small.value_length) };
+        let g = Geometry { key_length, value_length, block_tokens: 20, ..small };
+        let path = dir.path().join(format!("{codec}.lmem"));
+        {
+            let mut m = Memory::create(&path, g.clone(), fingerprint()).unwrap();
+            // Commits that end in blocks of all lengths, of one tile and of two.
+            for n in [47, 1, 20, 16, 37] {
+                let rows: Vec<(Vec<f32>, Vec<f32>)> = rows(&g, m.len(), n)
+                    .into_iter()
+                    .map(|(k, v)| (k.iter().map(|x| x.clamp(-900.0, 900.0)).collect(), v.iter().map(|x| x.clamp(-900.0, 900.0)).collect()))
+                    .collect();
+                let layers: Vec<_> = rows.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
+                m.append(&vec![7; n as usize], None, &layers).unwrap();
+                // What is not committed has none.
+                let sketched: usize = m.sketches(0, 0).unwrap().iter().map(|s| s.blocks.len()).sum();
+                assert!(sketched < m.blocks());
+                m.commit().unwrap();
+            }
+        }
+        let m = Memory::open_read_only(&path, Some(&fingerprint())).unwrap();
+        assert_eq!(m.geometry(), &g);
+        let length = g.key_length as usize;
+        for (slot, head) in (0..3).flat_map(|slot| (0..2).map(move |head| (slot, head))) {
+            let mut next = 0;
+            for sketches in m.sketches(slot, head).unwrap() {
+                assert_eq!(sketches.blocks.start, next);
+                next = sketches.blocks.end;
+                for block in sketches.blocks.clone() {
+                    let (len, row, found) = sketches.of(block);
+                    assert_eq!(len, m.block(block).unwrap().len);
+                    let mut mean = vec![0.0; length];
+                    loci::quant::dequantise(sketches.mean_type(), row, &mut mean).unwrap();
+                    let of_index = &m.mean_keys(slot).unwrap()[(block * 2 + head) * length..][..length];
+                    assert_eq!(mean, of_index, "{codec}, block {block}");
+                    let mut keys = vec![0.0; len * length];
+                    m.keys(slot, head, block).unwrap().decode(&mut keys);
+                    let mut expected = vec![0; loci::kernels::sketch::bytes(length, len)];
+                    loci::kernels::sketch::encode(&mut keys, &mean, &mut expected);
+                    assert!(expected == found, "{codec}, block {block} of slot {slot}, head {head}");
+                }
+            }
+            assert_eq!(next, m.blocks(), "{codec}");
+        }
+        assert!(m.verify(|_, _| true).unwrap().is_empty());
+        assert!(m.sketches(3, 0).is_err() && m.sketches(0, 2).is_err());
+
+        // One bit of one of them: nobody uses the section, everybody can still read the keys, and repairing brings it back.
+        let last = |m: &Memory| m.sketches(2, 1).unwrap().last().unwrap().of(m.blocks() - 1).2.to_vec();
+        let wanted = last(&m);
+        drop(m);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(wanted.len()).rposition(|w| w == wanted).unwrap();
+        bytes[at] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+        let m = Memory::open_read_only(&path, Some(&fingerprint())).unwrap();
+        assert!(m.sketches(0, 0).unwrap().last().unwrap().blocks.end < m.blocks(), "{codec}: left out");
+        assert_eq!(m.stats().damaged_sections, 1);
+        assert!(m.is_readable(m.blocks() - 1) && m.keys(2, 1, m.blocks() - 1).is_ok());
+        drop(m);
+        let mut m = Memory::open(&path, Some(&fingerprint())).unwrap();
+        assert_eq!(m.heal_sections().unwrap(), 1);
+        drop(m);
+        let m = Memory::open_read_only(&path, Some(&fingerprint())).unwrap();
+        assert_eq!(last(&m), wanted);
+    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const COMMITS: [u64; 3] = [25, 1, 7];
 
 fn geometry(codec: Codec) -> Geometry {
-    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec }
+    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec, sketches: false }
 }
 
 fn fingerprint() -> Fingerprint {

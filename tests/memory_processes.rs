@@ -11,7 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 fn geometry() -> Geometry {
-    Geometry { layers: vec![0, 5], head_count_kv: 2, key_length: 32, value_length: 16, block_tokens: 16, codec: Codec::F16 }
+    Geometry {
+        layers: vec![0, 5],
+        head_count_kv: 2,
+        key_length: 32,
+        value_length: 16,
+        block_tokens: 16,
+        codec: Codec::F16,
+        sketches: false,
+    }
 }
 
 fn fingerprint() -> Fingerprint {

@@ -20,7 +20,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 fn geometry(codec: Codec) -> Geometry {
-    Geometry { layers: vec![0, 1], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 8, codec }
+    Geometry { layers: vec![0, 1], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 8, codec, sketches: false }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -811,7 +811,15 @@ fn giving_up_a_document_is_no_crash() {
 #[test]
 fn little_more_is_written_than_is_kept() {
     // The shape of SmolLM2-135M; commits as a session makes them.
-    let g = Geometry { layers: (0..30).collect(), head_count_kv: 3, key_length: 64, value_length: 64, block_tokens: 32, codec: Codec::F16 };
+    let g = Geometry {
+        layers: (0..30).collect(),
+        head_count_kv: 3,
+        key_length: 64,
+        value_length: 64,
+        block_tokens: 32,
+        codec: Codec::F16,
+        sketches: false,
+    };
     // A layer's block of codes does not fill its pages: that costs room.
     for (codec, most) in [(Codec::F16, 1.05), (Codec::K8V4, 1.35)] {
         let disk = Disk::default();
@@ -840,7 +848,15 @@ fn little_more_is_written_than_is_kept() {
 #[ignore = "a measurement"]
 fn what_it_costs() {
     let dir = tempfile::tempdir().unwrap();
-    let g = Geometry { layers: (0..30).collect(), head_count_kv: 3, key_length: 64, value_length: 64, block_tokens: 32, codec: Codec::F16 };
+    let g = Geometry {
+        layers: (0..30).collect(),
+        head_count_kv: 3,
+        key_length: 64,
+        value_length: 64,
+        block_tokens: 32,
+        codec: Codec::F16,
+        sketches: false,
+    };
     let mut rng = tiny::Rng(1);
     let rows: Vec<f32> = (0..512 * 192).map(|_| rng.normal()).collect();
     let layers = vec![LayerKv { keys: &rows, values: &rows }; 30];

@@ -8,5 +8,6 @@ pub mod matmul;
 pub mod norm;
 pub mod probe;
 pub mod rotary;
+pub mod sketch;
 pub mod tiles;
 pub mod vector;

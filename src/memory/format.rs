@@ -221,7 +221,7 @@ impl Layout {
         let full_blocks = blocks.saturating_sub(1);
         let last_len = tokens - full_blocks * block_len;
         let layers = geometry.layer_count() as u64;
-        let lens = [4 * tokens as u64, u64::from(spans_bytes), form.section_bytes(geometry, blocks), layers * blocks as u64 * 4];
+        let lens = [4 * tokens as u64, u64::from(spans_bytes), form.section_bytes(geometry, tokens), layers * blocks as u64 * 4];
         let mut at = PAGE;
         let sections = lens.map(|len| {
             let section = (at, len);

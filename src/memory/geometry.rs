@@ -7,6 +7,7 @@
 use super::Codec;
 use crate::bytes::ALIGNMENT;
 use crate::error::{Error, Result};
+use crate::kernels::sketch;
 use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 
 /// The unit of the format. Not the page of the system, which may be larger.
@@ -36,6 +37,9 @@ pub struct Geometry {
     pub block_tokens: u32,
     /// How keys and values are stored.
     pub codec: Codec,
+    /// Whether a file keeps a sketch of every key, from which the few that a query may want are found without reading the others: for
+    /// models that attend to single entries.
+    pub sketches: bool,
 }
 
 /// Where the two halves of a block's rows lie.
@@ -147,6 +151,11 @@ impl Geometry {
     /// Bytes of an extent of `len` tokens, padding included.
     pub(super) fn extent_bytes(&self, len: usize) -> usize {
         self.run_offset(Side::Values, self.heads(), len).next_multiple_of(PAGE_BYTES)
+    }
+
+    /// Bytes of the sketches of one head's keys in a block of `len` tokens.
+    pub(super) fn sketch_bytes(&self, len: usize) -> usize {
+        if self.sketches { sketch::bytes(self.length(Side::Keys), len) } else { 0 }
     }
 
     /// Tokens in a full block.

@@ -3,7 +3,7 @@
 //!
 //! Layout: shape (u32: codec, head_count_kv, key_length, value_length, block_tokens, number of layers; the layers), forgotten ranges
 //! (u64 count; from, to), tokens (u64 count; u32 each), source spans (u64 bytes; as in a segment), then for each block the bytes of its
-//! extents with room for a full block. Summaries are computed anew.
+//! extents with room for a full block. Summaries are computed anew; there are no sketches of what lies in RAM.
 
 use super::format::{SegmentHeader, encode_spans, parse_spans};
 use super::index::Form;
@@ -49,7 +49,7 @@ impl Memory {
         let layer_count = c.u32("layer_count")? as usize;
         let bytes = c.take("layers", layer_count.saturating_mul(4))?;
         let layers = bytes.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
-        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec };
+        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketches: false };
         geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
         let mut memory = Memory::in_ram(geometry.clone(), fingerprint.clone())?;
 

@@ -1,4 +1,5 @@
-//! The index: mean key and radius of each block and head, in the form in which a search scans them.
+//! The index: mean key and radius of each block and head, and sketches of all keys where there are any, in the form in which a search
+//! scans them.
 //!
 //! New files keep mean keys in 8 bits (half precision where 32 does not divide a key), the rows of one layer and head one after the other,
 //! so that a search reads what it scans and nothing else; a checksum for each such group lets it know what it has read. Files of the
@@ -24,7 +25,8 @@ const LARGEST: f32 = 65504.0;
 pub enum Form {
     /// f32, `[layer slot]` of (means `[block][head]`, then radii `[block][head]`).
     Floats,
-    /// CRC32C of each group of codes `[layer slot][head]`, radii `[layer slot][head][block]`, codes `[layer slot][head][block]`.
+    /// CRC32C of each group of codes `[layer slot][head]`, radii `[layer slot][head][block]`, codes `[layer slot][head][block]`; sketches
+    /// `[layer slot][head][block]`, if the geometry says so.
     Codes,
 }
 
@@ -43,11 +45,14 @@ impl Form {
         self.row_type(geometry).row_bytes(geometry.length(Side::Keys)).unwrap_or(0)
     }
 
-    /// Bytes of the index of a segment of so many blocks.
-    pub fn section_bytes(self, geometry: &Geometry, blocks: usize) -> u64 {
-        let groups = groups(geometry) as u64;
-        let rows = groups * blocks as u64 * (self.row_bytes(geometry) as u64 + 4);
-        if self == Form::Codes && blocks > 0 { rows + 4 * groups } else { rows }
+    /// Bytes of the index of a segment of so many tokens.
+    pub fn section_bytes(self, geometry: &Geometry, tokens: usize) -> u64 {
+        let blocks = tokens.div_ceil(geometry.block_len());
+        match self {
+            Form::Floats => (groups(geometry) * blocks) as u64 * (self.row_bytes(geometry) as u64 + 4),
+            Form::Codes if blocks == 0 => 0,
+            Form::Codes => self.sketches_at(geometry, tokens, groups(geometry), 0) as u64,
+        }
     }
 
     /// Where the CRC of a group of codes stands in the index.
@@ -73,13 +78,32 @@ impl Form {
         }
     }
 
-    /// The index of a segment: `of` writes the mean key of (layer slot, head, block) and returns its radius.
-    pub fn build(self, geometry: &Geometry, blocks: usize, mut of: impl FnMut([usize; 3], &mut [u8]) -> Result<f32>) -> Result<Vec<u8>> {
-        let mut out: Vec<u8> = try_zeroed("the index of a memory", self.section_bytes(geometry, blocks) as usize)?;
-        let row = self.row_bytes(geometry);
+    /// Where the sketches of a block begin in the index of a segment of `tokens` tokens. `group` counts heads over all layer slots.
+    pub fn sketches_at(self, geometry: &Geometry, tokens: usize, group: usize, block: usize) -> usize {
+        let blocks = tokens.div_ceil(geometry.block_len());
+        let full = blocks.saturating_sub(1);
+        let of_group = full * geometry.sketch_bytes(geometry.block_len()) + geometry.sketch_bytes(tokens - full * geometry.block_len());
+        self.mean_at(geometry, blocks, geometry.layer_count(), 0, 0)
+            + group * of_group
+            + block * geometry.sketch_bytes(geometry.block_len())
+    }
+
+    /// The index of a segment: `of` writes the mean key of (layer slot, head, block), and its sketches where there are any, and returns its radius.
+    pub fn build(
+        self,
+        geometry: &Geometry,
+        tokens: usize,
+        mut of: impl FnMut([usize; 3], &mut [u8], &mut [u8]) -> Result<f32>,
+    ) -> Result<Vec<u8>> {
+        let mut out: Vec<u8> = try_zeroed("the index of a memory", self.section_bytes(geometry, tokens) as usize)?;
+        let (row, blocks) = (self.row_bytes(geometry), tokens.div_ceil(geometry.block_len()));
         for (slot, head) in (0..geometry.layer_count()).flat_map(|slot| (0..geometry.heads()).map(move |head| (slot, head))) {
             for block in 0..blocks {
-                let radius = of([slot, head, block], &mut out[self.mean_at(geometry, blocks, slot, head, block)..][..row])?;
+                let (means, sketches) = out.split_at_mut(self.sketches_at(geometry, tokens, 0, 0));
+                let at = self.sketches_at(geometry, tokens, slot * geometry.heads() + head, block) - means.len();
+                let len = geometry.block_len().min(tokens - block * geometry.block_len());
+                let sketches = &mut sketches[at..][..geometry.sketch_bytes(len)];
+                let radius = of([slot, head, block], &mut means[self.mean_at(geometry, blocks, slot, head, block)..][..row], sketches)?;
                 out[self.radius_at(geometry, blocks, slot, head, block)..][..4].copy_from_slice(&radius.to_le_bytes());
             }
             if let Some(at) = self.crc_at(geometry, slot, head).filter(|_| blocks > 0) {

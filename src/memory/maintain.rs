@@ -186,14 +186,16 @@ fn extent_crcs(segment: &Segment, geometry: &Geometry, storage: &dyn crate::byte
 fn index(segment: &Segment, geometry: &Geometry, form: Form, storage: &dyn crate::bytes::Storage) -> Result<Vec<u8>> {
     let mut scratch = Scratch::new(geometry)?;
     let mut bytes: Vec<u8> = Vec::new();
-    form.build(geometry, segment.layout.blocks, |[slot, head, block], row| {
+    form.build(geometry, segment.header.token_count as usize, |[slot, head, block], row, sketches| {
         let (at, len) = segment.layout.extent(slot, block);
         bytes.clear();
         crate::error::try_grow(&mut bytes, "an extent of a memory file", len)?;
         super::segment::read(storage, &mut bytes, segment.offset + at)?;
         let tokens = if block + 1 == segment.layout.blocks { segment.layout.last_len } else { geometry.block_len() };
         let run = &bytes[geometry.run_offset(Side::Keys, head, tokens)..][..geometry.run_bytes(Side::Keys, tokens)];
-        Ok(scratch.summarise(geometry, form, run, tokens, row))
+        let radius = scratch.summarise(geometry, form, run, tokens, row);
+        scratch.sketch(geometry, form, run, tokens, row, sketches)?;
+        Ok(radius)
     })
 }
 

@@ -5,7 +5,7 @@
 //! together. What is appended is visible at once and durable after [`Memory::commit`]. The file is described in
 //! `docs/memory-format.md`.
 //!
-//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs` and `scan.rs` (what is read) -> `page.rs` (a block in memory: pack,
+//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs`, `scan.rs` and `sketches.rs` (what is read) -> `page.rs` (a block in memory: pack,
 //! summarise) -> `store.rs` (file: recover, commit) -> `chain.rs` (from commit to commit, damage or not), `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
 //! how rows are kept, `index.rs` how summaries are, `format.rs` the pages, `geometry.rs` the arithmetic.
 
@@ -26,6 +26,7 @@ mod reader;
 mod records;
 mod scan;
 mod segment;
+mod sketches;
 mod store;
 mod superblock;
 mod view;
@@ -36,4 +37,5 @@ pub use log::Unfinished;
 pub use maintain::{CompactOptions, Compaction};
 pub use memory::Memory;
 pub use scan::{Extent, ExtentRoom};
+pub use sketches::Sketches;
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

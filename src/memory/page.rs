@@ -8,7 +8,9 @@ use super::index::Form;
 use super::{BlockView, Geometry, LayerKv};
 use crate::bytes::AlignedBytes;
 use crate::error::{Error, Result, try_with_capacity, try_zeroed};
+use crate::kernels::sketch;
 use crate::kernels::tiles::TILE_TOKENS;
+use crate::quant::dequantise;
 
 /// One block that is not in a segment yet.
 pub struct Block {
@@ -139,13 +141,29 @@ impl Scratch {
 
     /// Encodes the mean of a run of `len` keys and returns the radius.
     pub fn summarise(&mut self, geometry: &Geometry, form: Form, run: &[u8], len: usize, row: &mut [u8]) -> f32 {
-        let length = geometry.length(Side::Keys);
-        let keys = &mut self.keys[..len * length];
-        BlockView { bytes: run, codec: geometry.codec, side: Side::Keys, len, length }.decode(keys);
+        let keys = decoded(geometry, run, len, &mut self.keys);
         mean_of(keys, &mut self.mean, &mut self.sums);
         form.encode(geometry, &mut self.mean, &mut self.row, row);
         radius_of(keys, &self.mean)
     }
+
+    /// Writes the sketches of a run of `len` keys around what `row` has kept of their mean; none where `out` is empty.
+    pub fn sketch(&mut self, geometry: &Geometry, form: Form, run: &[u8], len: usize, row: &[u8], out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        dequantise(form.row_type(geometry), row, &mut self.mean)?;
+        sketch::encode(decoded(geometry, run, len, &mut self.keys), &self.mean, out);
+        Ok(())
+    }
+}
+
+/// The keys of a run of `len` as they decode.
+fn decoded<'a>(geometry: &Geometry, run: &[u8], len: usize, keys: &'a mut [f32]) -> &'a mut [f32] {
+    let length = geometry.length(Side::Keys);
+    let keys = &mut keys[..len * length];
+    BlockView { bytes: run, codec: geometry.codec, side: Side::Keys, len, length }.decode(keys);
+    keys
 }
 
 /// Writes the row of token `token` of a run.

@@ -130,9 +130,7 @@ impl Memory {
     pub fn rows(&self, side: Side, layer_slot: usize, head: usize, block: usize) -> Result<BlockView<'_>> {
         let geometry = &self.geometry;
         self.check_layer_slot(layer_slot)?;
-        if head >= geometry.heads() {
-            return Err(Error::argument("head", format!("below {}", geometry.heads()), head));
-        }
+        self.check_head(head)?;
         let (codec, length) = (geometry.codec, geometry.length(side));
         if let Some(pending) = self.pending_block(block)? {
             return Ok(BlockView { bytes: pending.run(geometry, layer_slot, side, head), codec, side, len: pending.len, length });
@@ -225,6 +223,11 @@ impl Memory {
             return Err(Error::argument("layer_slot", format!("below {}", self.geometry.layer_count()), layer_slot));
         }
         Ok(())
+    }
+
+    pub(super) fn check_head(&self, head: usize) -> Result<()> {
+        let heads = self.geometry.heads();
+        if head >= heads { Err(Error::argument("head", format!("below {heads}"), head)) } else { Ok(()) }
     }
 
     fn layer_index(&self, layer_slot: usize) -> Result<&LayerIndex> {

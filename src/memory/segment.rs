@@ -133,6 +133,12 @@ impl Segment {
         Ok(bytes)
     }
 
+    /// True if the extent was found right.
+    pub fn is_extent_checked(&self, slot: usize, block: usize) -> bool {
+        let i = slot * self.layout.blocks + block;
+        self.extents_checked.get().and_then(|bits| bits.get(i / 64)).is_some_and(|word| word.load(Relaxed) & (1 << (i % 64)) != 0)
+    }
+
     fn new_bits(&self, geometry: &Geometry) -> Result<&Vec<AtomicU64>> {
         let words = (geometry.layer_count() * self.layout.blocks).div_ceil(64);
         let mut bits = Vec::new();

@@ -6,13 +6,13 @@
 
 use super::chain::{Chain, Link, PageDamage};
 use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
-use super::geometry::PAGE_BYTES;
+use super::geometry::{PAGE_BYTES, Side};
 use super::index::Form;
 use super::maps::Maps;
-use super::page::Block;
+use super::page::{Block, Scratch};
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated};
-use super::superblock::{CODES, RECORDS, Superblock, read_superblocks};
+use super::superblock::{RECORDS, Superblock, features_of_new, read_superblocks};
 use super::{Access, Damage, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_reserve, try_with_capacity};
@@ -68,8 +68,16 @@ impl Store {
         }
         let uuid = random_uuid();
         let tip = Tip::start(&uuid);
-        let mut superblock =
-            Superblock { compat: 0, ro_compat: 0, incompat: CODES, uuid, fingerprint, geometry, generation: 1, durable: tip };
+        let mut superblock = Superblock {
+            compat: 0,
+            ro_compat: 0,
+            incompat: features_of_new(&geometry),
+            uuid,
+            fingerprint,
+            geometry,
+            generation: 1,
+            durable: tip,
+        };
         write(&mut *storage, &superblock.encode(), PAGE)?;
         superblock.generation = 2;
         write(&mut *storage, &superblock.encode(), 0)?;
@@ -364,9 +372,12 @@ impl Store {
         }
         let mut token_bytes = try_with_capacity("token ids", 4 * tokens.len())?;
         token_bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
-        let index = form.build(geometry, blocks.len(), |[slot, head, block], row| {
-            let (mean, radius) = blocks[block].summary(geometry, slot, head);
+        let mut scratch = Scratch::new(geometry)?;
+        let index = form.build(geometry, tokens.len(), |[slot, head, block], row, sketches| {
+            let block = &blocks[block];
+            let (mean, radius) = block.summary(geometry, slot, head);
             row.copy_from_slice(mean);
+            scratch.sketch(geometry, form, block.run(geometry, slot, Side::Keys, head), block.len, mean, sketches)?;
             Ok(radius)
         })?;
         let sections = [token_bytes, spans, index, crcs];

@@ -16,8 +16,16 @@ const HINT_AT: usize = 3072;
 /// Incompatible feature: there are segments without tokens, which hold records.
 pub const RECORDS: u64 = 1;
 /// Incompatible feature: indices keep mean keys as codes ([`Form::Codes`]), in every segment. Set when the file is created or never.
-pub const CODES: u64 = 2;
-const KNOWN_INCOMPAT: u64 = RECORDS | CODES;
+const CODES: u64 = 2;
+/// Incompatible feature: indices keep a sketch of every key ([`Geometry::sketches`]), in every segment; only with [`CODES`]. Set when the file
+/// is created or never.
+const SKETCHES: u64 = 4;
+const KNOWN_INCOMPAT: u64 = RECORDS | CODES | SKETCHES;
+
+/// The features of a new file of this shape.
+pub fn features_of_new(geometry: &Geometry) -> u64 {
+    if geometry.sketches { CODES | SKETCHES } else { CODES }
+}
 
 /// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +117,11 @@ impl Superblock {
             return Err(c.error_at(at, "layer_count", format!("at most {fits}"), layer_count));
         }
         let layers = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
-        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec };
+        let sketches = incompat & SKETCHES != 0;
+        if sketches && incompat & CODES == 0 {
+            return Err(c.error_at(offset + 32, "incompat", "sketches only with mean keys as codes", format!("{incompat:#x}")));
+        }
+        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketches };
         geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
         let here = (c.offset() - offset) as usize;
         c.take("reserved", HINT_AT - here)?;

@@ -54,7 +54,7 @@ pub struct BlockSpan {
 }
 
 /// The keys or the values of one head in one block, in place: rows of `length` elements, token by token, or tiles of sixteen tokens.
-/// The first byte stands at a multiple of 64.
+/// The first byte of a whole block stands at a multiple of 64.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockView<'a> {
     /// The encoded rows, without padding; or tiles, the last one whole.
@@ -86,6 +86,20 @@ impl<'a> BlockView<'a> {
                 }
             }
         }
+    }
+
+    /// Some of the tokens; where they lie in tiles, from the tile of the first to that of the last.
+    ///
+    /// # Panics
+    /// If there are no such tokens.
+    pub fn part(&self, tokens: Range<usize>) -> BlockView<'a> {
+        assert!(tokens.start < tokens.end && tokens.end <= self.len, "tokens {tokens:?} of {}", self.len);
+        let row_bytes = self.codec.of(self.side).row_bytes(self.length);
+        if !self.codec.is_quantised() {
+            return BlockView { bytes: &self.bytes[tokens.start * row_bytes..tokens.end * row_bytes], len: tokens.len(), ..*self };
+        }
+        let (start, end) = (tokens.start / TILE_TOKENS * TILE_TOKENS, tokens.end.next_multiple_of(TILE_TOKENS));
+        BlockView { bytes: &self.bytes[start * row_bytes..end * row_bytes], len: end.min(self.len) - start, ..*self }
     }
 
     /// These keys and the `values` of the same head and block, as attention reads them.

@@ -1,19 +1,22 @@
 //! The forward pass: embeddings, the layers, the output head. Reads like the papers; all shapes were checked at the door.
 
 use super::hparams::Hparams;
+use super::preselect::{Candidates, EntryAddress, Sketched};
 use super::recall::Recall;
 use super::rope::RotarySet;
 use super::scratch::Scratch;
 use super::weights::{Layer, Linear, Weights};
 use crate::error::{Error, Result, try_grow};
 use crate::kernels::activation;
-use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, attention};
+use crate::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention};
+use crate::kernels::codec::Codec;
 use crate::kernels::matmul::{Activations, matmul, matmul_gated, matmul_many};
 use crate::kernels::norm::{rms_norm, rms_norm_in_place};
 use crate::kernels::rotary::Rotary;
+use crate::kernels::tiles::TILE_TOKENS;
 use crate::kernels::vector::add;
 use crate::kv::Window;
-use crate::memory::Memory;
+use crate::memory::{BlockView, Memory};
 use crate::threads::Pass;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -203,22 +206,11 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref_mut()) {
         recall.prepare(h, slot, &c.rotary.global, c.window.first())?;
     }
+    let sketched = match slot.filter(|_| fot.is_some()) {
+        Some(slot) => Sketched::new(h, c.memories, slot, c.memory_top_k)?,
+        None => None,
+    };
     let mut segments = recycle(std::mem::take(&mut s.segments));
-    for head in 0..h.head_count_kv {
-        let mut local = c.window.segment(l, head);
-        if let Visibility::Causal { first, .. } = &mut local.visibility {
-            *first += rows.start;
-        }
-        segments.push(local);
-        if let (Some(slot), Some(_)) = (slot, fot) {
-            for memory in c.memories {
-                fot_segments(memory, slot, head, &mut segments, c.memory_bytes_read)?;
-            }
-        } else if let (Some(slot), Some(recall)) = (slot, c.recall.as_deref()) {
-            segments.extend(recall.segment(h, slot, head));
-        }
-    }
-
     let shape = Shape {
         tokens: n,
         heads: h.head_count,
@@ -228,9 +220,43 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
         scale: h.attention_scale,
         memory_top_k: c.memory_top_k,
     };
-    let attended = n * h.head_count * h.value_length;
-    let queries = Queries { local: &s.q[queries.clone()], memory: &s.q_memory[queries] };
-    attention(pass, &shape, queries, &segments, &mut s.attended[..attended])?;
+    let row = h.head_count * h.value_length;
+    let attended = n * row;
+    // What top-k leaves out is found for each token by itself.
+    let step = if sketched.is_some() { 1 } else { n };
+    for at in (0..n).step_by(step) {
+        if at > 0 && c.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let of = queries.start + at * query..queries.start + (at + step) * query;
+        let queries = Queries { local: &s.q[of.clone()], memory: &s.q_memory[of] };
+        let candidates = match &sketched {
+            Some(sketched) => sketched.candidates(pass, h, queries.memory, c.memory_bytes_read)?,
+            None => None,
+        };
+        segments.clear();
+        for head in 0..h.head_count_kv {
+            let mut local = c.window.segment(l, head);
+            if let Visibility::Causal { first, .. } = &mut local.visibility {
+                *first += rows.start + at;
+            }
+            segments.push(local);
+            match (slot, fot, &candidates) {
+                (Some(slot), Some(_), Some(all)) => {
+                    candidate_segments(c.memories, slot, head, all, &mut segments, c.memory_bytes_read)?;
+                }
+                (Some(slot), Some(_), None) => {
+                    for memory in c.memories {
+                        fot_segments(memory, slot, head, &mut segments, c.memory_bytes_read)?;
+                    }
+                }
+                (Some(slot), None, _) => segments.extend(c.recall.as_deref().and_then(|recall| recall.segment(h, slot, head))),
+                _ => {}
+            }
+        }
+        let shape = Shape { tokens: step, ..shape };
+        attention(pass, &shape, queries, &segments, &mut s.attended[at * row..(at + step) * row])?;
+    }
     s.segments = recycle(segments);
     s.activations.load_for(pass, &s.attended[..attended], &[&layer.attn_output.weight])?;
     linears(pass, [(&layer.attn_output, &mut s.h[..n * width])], &s.activations);
@@ -335,16 +361,68 @@ fn add_residual(h: &Hparams, pass: &Pass<'_>, post_norm: Option<&[f32]>, x: &mut
     pass.for_each_chunk(&mut x[..n * width], step, |i, x| add(x, &y[i * step..][..x.len()]));
 }
 
-/// Every block of a Focused Transformer's memory, seen whole by every query: it is all older than the window.
+/// Every block of a Focused Transformer's memory.
 fn fot_segments<'a>(memory: &'a Memory, slot: usize, head: usize, segments: &mut Vec<KvSegment<'a>>, bytes_read: &mut u64) -> Result<()> {
     for block in 0..memory.blocks() {
-        if !memory.is_readable(block) {
-            continue;
+        if memory.is_readable(block) {
+            fot_block(memory, slot, head, block, &[], segments, bytes_read)?;
         }
-        let both = memory.keys(slot, head, block).and_then(|keys| Ok((keys, memory.values(slot, head, block)?)));
-        let Some((keys, values)) = memory.or_drop(block, both)? else { continue };
+    }
+    Ok(())
+}
+
+/// What may count of a Focused Transformer's memories for a KV head; as many segments for each head as for that which has most.
+fn candidate_segments<'a>(
+    memories: &[&'a Memory],
+    slot: usize,
+    head: usize,
+    of_heads: &[Candidates],
+    segments: &mut Vec<KvSegment<'a>>,
+    bytes_read: &mut u64,
+) -> Result<()> {
+    let Candidates { entries, whole } = &of_heads[head];
+    let before = segments.len();
+    for (memory, block) in whole {
+        fot_block(memories[*memory], slot, head, *block, &[], segments, bytes_read)?;
+    }
+    // All are asked for before the first is touched.
+    let of_blocks = || entries.chunk_by(|a, b| (a.memory, a.block) == (b.memory, b.block));
+    of_blocks().for_each(|of| memories[of[0].memory].prefetch_untouched(slot, of[0].block));
+    for of in of_blocks() {
+        fot_block(memories[of[0].memory], slot, head, of[0].block, of, segments, bytes_read)?;
+    }
+    let most = of_heads.iter().map(|c| c.entries.len() + c.whole.len()).max().unwrap_or(0);
+    let entries = Entries::Rows { codec: Codec::F16, keys: &[], values: &[], key_stride: 0, value_stride: 0 };
+    let nothing = KvSegment { entries, len: 0, query: QueryKind::Memory, visibility: Visibility::All };
+    segments.resize(before + most, nothing);
+    Ok(())
+}
+
+/// A block of a Focused Transformer's memory, or `some` of its entries if that is not empty. It is seen by every query: it is all older than the window.
+fn fot_block<'a>(
+    memory: &'a Memory,
+    slot: usize,
+    head: usize,
+    block: usize,
+    some: &[EntryAddress],
+    segments: &mut Vec<KvSegment<'a>>,
+    bytes_read: &mut u64,
+) -> Result<()> {
+    let both = memory.keys(slot, head, block).and_then(|keys| Ok((keys, memory.values(slot, head, block)?)));
+    let Some((keys, values)) = memory.or_drop(block, both)? else { return Ok(()) };
+    let mut push = |keys: BlockView<'a>, values: BlockView<'a>| {
         *bytes_read += (keys.bytes.len() + values.bytes.len()) as u64;
         segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query: QueryKind::Memory, visibility: Visibility::All });
+    };
+    if some.is_empty() {
+        push(keys, values);
+        return Ok(());
+    }
+    // Entries that lie together, or in the same tile, are one segment.
+    let apart = if keys.codec.is_quantised() { TILE_TOKENS } else { 1 };
+    for run in some.chunk_by(|a, b| b.at / apart <= a.at / apart + 1) {
+        let tokens = run[0].at..run[run.len() - 1].at + 1;
+        push(keys.part(tokens.clone()), values.part(tokens));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod fingerprint;
 pub mod forward;
 mod fot;
 mod hparams;
+mod preselect;
 pub mod recall;
 mod rope;
 pub mod scratch;
@@ -182,6 +183,7 @@ impl Model {
             value_length: h.value_length as u32,
             block_tokens: MEMORY_BLOCK_TOKENS,
             codec: h.fot.as_ref().map_or(Codec::F16, |f| f.memory_codec.into()),
+            sketches: h.fot.is_some(),
         }
     }
 

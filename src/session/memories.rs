@@ -84,7 +84,8 @@ impl Session {
             return Err(Error::mismatch("the model that made the memory", ours, theirs));
         }
         let (mut ours, theirs) = (self.model.memory_geometry(), memory.geometry());
-        ours.codec = theirs.codec;
+        // What a file may differ in.
+        (ours.codec, ours.sketches) = (theirs.codec, theirs.sketches);
         if ours != *theirs {
             return Err(Error::mismatch("the shape of the memory", format!("{ours:?}"), format!("{theirs:?}")));
         }

@@ -1,0 +1,231 @@
+//! Which entries of a Focused Transformer's memory are worth a look: top-k attends to a hundred keys of a million, and to find them by
+//! their scores it would have to read the million.
+//!
+//! Sketches (`kernels/sketch.rs`) estimate every score from an eighth of the bytes of f16 keys. Of the best by these estimates, several for
+//! each that will count, the keys are read and scored, by attention itself, which then counts the best k of them. What has no sketch (a
+//! session's own memory in RAM, files of before, damaged ones) is scored key by key as ever.
+//!
+//! Invariants: the candidates of a token depend on that token and the memories alone, not on the batch or the number of threads; a
+//! memory so small that there is little to leave out is read whole.
+
+use super::hparams::Hparams;
+use crate::error::{Result, try_reserve, try_zeroed};
+use crate::kernels::sketch::{SketchQuery, estimate};
+use crate::kernels::tiles::TILE_TOKENS;
+use crate::memory::{Memory, Sketches};
+use crate::quant::dequantise;
+use crate::threads::Pass;
+use simsimd::SpatialSimilarity;
+use std::ops::Range;
+
+/// Keys that are read for each that will count (measured: `docs/fot.md`).
+const CANDIDATES_PER_KEY: usize = 8;
+/// With fewer sketched keys than so many times the candidates all are read.
+const WORTH: usize = 4;
+/// Blocks that one unit of a parallel loop scans.
+const BLOCKS_AT_ONCE: usize = 1024;
+
+/// An entry of an attached memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryAddress {
+    /// Index among the attached memories.
+    pub memory: usize,
+    /// Block of that memory.
+    pub block: usize,
+    /// Token of the block.
+    pub at: usize,
+}
+
+/// What may count of the memories, for one KV head.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    /// Entries by their sketches, in order, each once.
+    pub entries: Vec<EntryAddress>,
+    /// Blocks without sketches, (memory, block), in order.
+    pub whole: Vec<(usize, usize)>,
+}
+
+/// The sketches of all memories for one layer slot.
+pub struct Sketched<'a> {
+    /// For each KV head those of each memory.
+    heads: Vec<Vec<(usize, Sketches<'a>)>>,
+    memories: &'a [&'a Memory],
+    k: usize,
+}
+
+impl<'a> Sketched<'a> {
+    /// None if it is not worth the while: everything counts, or there are too few sketches.
+    ///
+    /// # Errors
+    /// As [`Memory::sketches`].
+    pub fn new(h: &Hparams, memories: &'a [&'a Memory], slot: usize, k: usize) -> Result<Option<Sketched<'a>>> {
+        let few = k.saturating_mul(CANDIDATES_PER_KEY * WORTH) as u64;
+        if k == 0 || memories.iter().filter(|m| m.geometry().sketches).map(|m| m.committed_len()).sum::<u64>() <= few {
+            return Ok(None);
+        }
+        let mut heads = Vec::new();
+        for head in 0..h.head_count_kv {
+            let mut of_head = Vec::new();
+            for (i, memory) in memories.iter().enumerate() {
+                of_head.extend(memory.sketches(slot, head)?.into_iter().map(|sketches| (i, sketches)));
+            }
+            heads.push(of_head);
+        }
+        Ok(Some(Sketched { heads, memories, k }))
+    }
+
+    /// Candidates of one token's queries, `(heads, key_length)`, for each KV head. Adds the bytes of sketches that were read to `bytes_read`.
+    /// None if a query holds what is not a number.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory).
+    pub fn candidates(&self, pass: &Pass<'_>, h: &Hparams, queries: &[f32], bytes_read: &mut u64) -> Result<Option<Vec<Candidates>>> {
+        let (group, d) = (h.group(), h.key_length);
+        let mut loaded = Vec::new();
+        try_reserve(&mut loaded, "queries", h.head_count)?;
+        for query in queries.chunks_exact(d) {
+            let mut as_loaded = SketchQuery::default();
+            if !as_loaded.load(query)? {
+                return Ok(None);
+            }
+            loaded.push(as_loaded);
+        }
+        let mut units = Vec::new();
+        for (head, of_head) in self.heads.iter().enumerate() {
+            for (memory, sketches) in of_head {
+                for first in sketches.blocks.clone().step_by(BLOCKS_AT_ONCE) {
+                    let blocks = first..sketches.blocks.end.min(first + BLOCKS_AT_ONCE);
+                    units.push(Unit { head, memory: *memory, sketches, blocks, found: Ok(Vec::new()), bytes: 0 });
+                }
+            }
+        }
+        let wanted = self.k.saturating_mul(CANDIDATES_PER_KEY);
+        pass.for_each_chunk(&mut units, 1, |_, unit| {
+            let unit = &mut unit[0];
+            let of_head = unit.head * group..(unit.head + 1) * group;
+            unit.found =
+                unit.scan(self.memories[unit.memory], &loaded[of_head.clone()], &queries[of_head.start * d..of_head.end * d], wanted);
+        });
+        let mut out: Vec<Candidates> = (0..self.heads.len()).map(|_| Candidates::default()).collect();
+        for (head, (candidates, of_head)) in out.iter_mut().zip(&self.heads).enumerate() {
+            let mut rows: Vec<Best> = (0..group).map(|_| Best::default()).collect();
+            for unit in units.iter_mut().filter(|u| u.head == head) {
+                *bytes_read += unit.bytes;
+                for (best, row) in rows.iter_mut().zip(std::mem::replace(&mut unit.found, Ok(Vec::new()))?) {
+                    best.join(wanted, row)?;
+                }
+            }
+            for best in rows {
+                try_reserve(&mut candidates.entries, "candidates of a memory", best.found.len())?;
+                candidates.entries.extend(best.found.iter().map(|(_, at)| *at));
+            }
+            candidates.entries.sort_unstable();
+            candidates.entries.dedup();
+            self.unsketched(of_head, &mut candidates.whole)?;
+        }
+        Ok(Some(out))
+    }
+
+    /// Readable blocks that are in none of the sketches.
+    fn unsketched(&self, of_head: &[(usize, Sketches<'a>)], whole: &mut Vec<(usize, usize)>) -> Result<()> {
+        let mut sketched = of_head.iter().peekable();
+        for (i, memory) in self.memories.iter().enumerate() {
+            let mut block = 0;
+            while block < memory.blocks() {
+                let next = sketched.peek().filter(|(of, _)| *of == i).map(|(_, s)| s.blocks.clone());
+                let gap = block..next.as_ref().map_or(memory.blocks(), |blocks| blocks.start);
+                try_reserve(whole, "blocks of a memory", gap.len())?;
+                whole.extend(gap.clone().filter(|block| memory.is_readable(*block)).map(|block| (i, block)));
+                block = next.as_ref().map_or(gap.end, |blocks| blocks.end);
+                if next.is_some() {
+                    sketched.next();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some blocks of a memory for one KV head.
+struct Unit<'s, 'a> {
+    head: usize,
+    memory: usize,
+    sketches: &'s Sketches<'a>,
+    blocks: Range<usize>,
+    /// The best of each query.
+    found: Result<Vec<Best>>,
+    bytes: u64,
+}
+
+impl Unit<'_, '_> {
+    /// The best `wanted` entries of each of `queries` (`rows` as they are).
+    fn scan(&mut self, memory: &Memory, queries: &[SketchQuery], rows: &[f32], wanted: usize) -> Result<Vec<Best>> {
+        let d = rows.len() / queries.len().max(1);
+        let width = memory.geometry().block_tokens.next_multiple_of(TILE_TOKENS as u32) as usize;
+        let mut mean: Vec<f32> = try_zeroed("a mean key", d)?;
+        let mut bases: Vec<f32> = try_zeroed("estimates", queries.len())?;
+        let mut estimates: Vec<f32> = try_zeroed("estimates", queries.len() * width)?;
+        let mut best: Vec<Best> = queries.iter().map(|_| Best::default()).collect();
+        let ty = self.sketches.mean_type();
+        for block in self.blocks.clone().filter(|block| memory.is_readable(*block)) {
+            let (len, row, tiles) = self.sketches.of(block);
+            self.bytes += (row.len() + tiles.len()) as u64;
+            dequantise(ty, row, &mut mean)?;
+            for (base, query) in bases.iter_mut().zip(rows.chunks_exact(d)) {
+                *base = <f32 as SpatialSimilarity>::dot(query, &mean).unwrap_or(0.0) as f32;
+            }
+            estimate(queries, &bases, tiles, &mut estimates, width);
+            for (best, estimates) in best.iter_mut().zip(estimates.chunks_exact(width)) {
+                best.offer(wanted, &estimates[..len], EntryAddress { memory: self.memory, block, at: 0 })?;
+            }
+        }
+        best.iter_mut().for_each(|best| best.cut(wanted));
+        Ok(best)
+    }
+}
+
+/// The best of a row of estimates that come some at a time in the order of the entries; of equal ones the earlier.
+#[derive(Default)]
+struct Best {
+    found: Vec<(f32, EntryAddress)>,
+    /// The worst of them when they were last sorted out: what is no better has no chance.
+    least: Option<f32>,
+}
+
+impl Best {
+    /// Takes the estimates of entries from `first` on.
+    fn offer(&mut self, wanted: usize, estimates: &[f32], first: EntryAddress) -> Result<()> {
+        let least = self.least.unwrap_or(f32::NEG_INFINITY);
+        for (i, estimates) in estimates.chunks(TILE_TOKENS).enumerate() {
+            // Few of very many tiles have one.
+            if self.least.is_some() && !estimates.iter().fold(false, |any, e| any | (*e > least)) {
+                continue;
+            }
+            try_reserve(&mut self.found, "candidates of a memory", estimates.len())?;
+            let better = estimates.iter().enumerate().filter(|(_, e)| self.least.is_none() || **e > least);
+            self.found.extend(better.map(|(j, e)| (*e, EntryAddress { at: first.at + i * TILE_TOKENS + j, ..first })));
+        }
+        if self.found.len() >= wanted.saturating_mul(2) {
+            self.cut(wanted);
+        }
+        Ok(())
+    }
+
+    /// Takes what another found in later entries.
+    fn join(&mut self, wanted: usize, other: Best) -> Result<()> {
+        try_reserve(&mut self.found, "candidates of a memory", other.found.len())?;
+        self.found.extend(other.found);
+        self.cut(wanted);
+        Ok(())
+    }
+
+    fn cut(&mut self, wanted: usize) {
+        if let Some(last) = wanted.checked_sub(1)
+            && wanted < self.found.len()
+        {
+            let (_, worst, _) = self.found.select_nth_unstable_by(last, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            self.least = Some(worst.0);
+            self.found.truncate(wanted);
+        }
+    }
+}
