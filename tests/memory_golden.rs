@@ -1,6 +1,6 @@
 //! The promise to those who have a memory file: every form that was ever written opens and reads as it was written. The files in
-//! `tests/data/memory` are of the version that they are named after, with mean keys as floats or (`codes`) as they are searched; what they
-//! must hold follows from a formula.
+//! `tests/data/memory` are of the version that they are named after, with mean keys as floats or (`codes`) as they are searched, and
+//! (`sketches`) with sketches of the keys; what they must hold follows from a formula.
 
 use loci::memory::{Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source, SourceSpan};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 /// Tokens of each commit; blocks are of twenty.
 const COMMITS: [u64; 3] = [25, 1, 7];
 
-fn geometry(codec: Codec) -> Geometry {
-    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec, sketches: false }
+fn geometry(codec: Codec, sketches: bool) -> Geometry {
+    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec, sketches }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -73,9 +73,30 @@ fn near(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-fn check(m: &Memory, codec: Codec, codes: bool) {
+/// The sketch of a key, from the definition: how it differs from the mean, rotated; four levels of a step.
+fn check_sketch(tile: &[u8], slot: usize, key: &[f32], mean: &[f32], what: &str) {
+    let residual: Vec<f64> = key.iter().zip(mean).map(|(k, m)| f64::from(*k) - f64::from(*m)).collect();
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let rotated: Vec<f64> =
+        (0..32).map(|i| residual.iter().enumerate().map(|(j, x)| sign(i, j) * x).sum::<f64>() / 32f64.sqrt()).collect();
+    let squares: f64 = rotated.iter().map(|x| x * x).sum();
+    let deviation = 0.9957 * (squares / 32.0).sqrt();
+    let mut along = 0.0;
+    for (i, x) in rotated.iter().enumerate() {
+        let code = tile[i / 16 * 64 + 4 * slot + i % 4] >> (i % 16 / 4 * 2) & 3;
+        let place = (x / deviation + 2.0).clamp(0.0, 3.999);
+        // Rounding may decide on the border of two levels.
+        let near = (place - place.round()).abs() < 1e-3 && (place.round() as u8).abs_diff(code) <= 1;
+        assert!(place as u8 == code || near, "{what}, element {i}: code {code}, at {place}");
+        along += x * (f64::from(code) - 1.5);
+    }
+    let step = half::f16::from_le_bytes([tile[128 + 2 * slot], tile[129 + 2 * slot]]);
+    assert!((f64::from(step) - squares / along).abs() <= 1e-3 * squares / along, "{what}: step {step}, not {}", squares / along);
+}
+
+fn check(m: &Memory, codec: Codec, codes: bool, sketches: bool) {
     let tokens = COMMITS.iter().sum();
-    assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec), &fingerprint()));
+    assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec, sketches), &fingerprint()));
     assert_eq!(m.tokens(0..tokens).unwrap(), (0..tokens).map(token_id).collect::<Vec<_>>());
     let span =
         |label: &str, tokens: std::ops::Range<u64>| SourceSpan { label: label.into(), text: tokens.start * 4..tokens.end * 4, tokens };
@@ -109,18 +130,39 @@ fn check(m: &Memory, codec: Codec, codes: bool) {
             near(&scanned, &means, 0.501 * step + 1e-5, &format!("scanned mean of slot {slot}, block {block}"));
         }
     }
+    let mut sketched = 0;
+    for slot in 0..2 {
+        for of_segment in m.sketches(slot, 0).unwrap() {
+            for block in of_segment.blocks.clone() {
+                let (len, _, tiles) = of_segment.of(block);
+                sketched += len;
+                let mut keys = vec![0.0; len * 32];
+                m.keys(slot, 0, block).unwrap().decode(&mut keys);
+                let mean = &m.mean_keys(slot).unwrap()[block * 32..][..32];
+                for (i, key) in keys.chunks(32).enumerate() {
+                    // A lone key in 8 bits is next to its mean: nothing of note is left of it.
+                    if len > 1 {
+                        check_sketch(&tiles[i / 16 * 160..], i % 16, key, mean, &format!("sketch of slot {slot}, block {block}, key {i}"));
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(sketched, if sketches { 2 * tokens as usize } else { 0 });
     assert!(m.verify(|_, _| true).unwrap().is_empty());
 }
 
-/// Name, codec, and whether mean keys are codes.
-const VERSION_1: [(&str, Codec, bool); 7] = [
-    ("v1-f32.lmem", Codec::F32, false),
-    ("v1-f16.lmem", Codec::F16, false),
-    ("v1-bf16.lmem", Codec::Bf16, false),
-    ("v1-codes-f32.lmem", Codec::F32, true),
-    ("v1-codes-f16.lmem", Codec::F16, true),
-    ("v1-codes-k8v4.lmem", Codec::K8V4, true),
-    ("v1-codes-k4v4.lmem", Codec::K4V4, true),
+/// Name, codec, and whether mean keys are codes, and keys are sketched.
+const VERSION_1: [(&str, Codec, bool, bool); 9] = [
+    ("v1-f32.lmem", Codec::F32, false, false),
+    ("v1-f16.lmem", Codec::F16, false, false),
+    ("v1-bf16.lmem", Codec::Bf16, false, false),
+    ("v1-codes-f32.lmem", Codec::F32, true, false),
+    ("v1-codes-f16.lmem", Codec::F16, true, false),
+    ("v1-codes-k8v4.lmem", Codec::K8V4, true, false),
+    ("v1-codes-k4v4.lmem", Codec::K4V4, true, false),
+    ("v1-sketches-f16.lmem", Codec::F16, true, true),
+    ("v1-sketches-k4v4.lmem", Codec::K4V4, true, true),
 ];
 
 /// The file's incompatible features.
@@ -130,20 +172,20 @@ fn features(path: &Path) -> u8 {
 
 #[test]
 fn files_of_version_1_read_as_they_were_written() {
-    for (name, codec, codes) in VERSION_1 {
-        assert_eq!(features(&file(name)) & 2 != 0, codes, "{name}");
-        check(&Memory::open_read_only(&file(name), Some(&fingerprint())).unwrap(), codec, codes);
+    for (name, codec, codes, sketches) in VERSION_1 {
+        assert_eq!((features(&file(name)) & 2 != 0, features(&file(name)) & 4 != 0), (codes, sketches), "{name}");
+        check(&Memory::open_read_only(&file(name), Some(&fingerprint())).unwrap(), codec, codes, sketches);
     }
 }
 
 #[test]
 fn files_of_version_1_can_be_written_on_and_compacted() {
-    for (name, codec, codes) in VERSION_1 {
+    for (name, codec, codes, sketches) in VERSION_1 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::copy(file(name), &path).unwrap();
         let mut m = Memory::open(&path, None).unwrap();
-        check(&m, codec, codes);
+        check(&m, codec, codes, sketches);
         append(&mut m, 3, "later");
         m.commit().unwrap();
         drop(m);
@@ -151,7 +193,7 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
         assert_eq!(m.len(), 36);
         assert_eq!(m.sources().unwrap()[3].label, "later");
         assert!(m.verify(|_, _| true).unwrap().is_empty());
-        assert_eq!(features(&path) & 2 != 0, codes, "the form stays");
+        assert_eq!((features(&path) & 2 != 0, features(&path) & 4 != 0), (codes, sketches), "the form stays");
         let read = |m: &Memory| -> Vec<f32> {
             let of = |block| {
                 let mut out = vec![0.0; m.block(block).unwrap().len * 32];
@@ -165,6 +207,7 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
         Memory::compact(&path, None, CompactOptions::default(), |_, _| true).unwrap();
         let m = Memory::open_read_only(&path, None).unwrap();
         assert_eq!((features(&path) & 2, read(&m)), (2, before), "a new file has the present form");
+        assert_eq!(m.geometry().sketches, sketches, "and sketches if the old one had them");
         assert!(m.verify(|_, _| true).unwrap().is_empty());
     }
 }
@@ -173,8 +216,8 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
 #[test]
 #[ignore = "writes tests/data/memory"]
 fn write_the_files() {
-    for (name, codec, _) in VERSION_1.into_iter().filter(|(name, ..)| !file(name).exists()) {
-        let mut m = Memory::create(&file(name), geometry(codec), fingerprint()).unwrap();
+    for (name, codec, _, sketches) in VERSION_1.into_iter().filter(|(name, ..)| !file(name).exists()) {
+        let mut m = Memory::create(&file(name), geometry(codec, sketches), fingerprint()).unwrap();
         for (i, n) in COMMITS.into_iter().enumerate() {
             append(&mut m, n, if i < 2 { "größe.txt" } else { "other" });
             m.commit().unwrap();
