@@ -77,8 +77,7 @@ fn near(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
 fn check_sketch(tile: &[u8], slot: usize, key: &[f32], mean: &[f32], what: &str) {
     let residual: Vec<f64> = key.iter().zip(mean).map(|(k, m)| f64::from(*k) - f64::from(*m)).collect();
     let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
-    let rotated: Vec<f64> =
-        (0..32).map(|i| residual.iter().enumerate().map(|(j, x)| sign(i, j) * x).sum::<f64>() / 32f64.sqrt()).collect();
+    let rotated: Vec<f64> = (0..32).map(|i| residual.iter().enumerate().map(|(j, x)| sign(i, j) * x).sum::<f64>() / 32f64.sqrt()).collect();
     let squares: f64 = rotated.iter().map(|x| x * x).sum();
     let deviation = 0.9957 * (squares / 32.0).sqrt();
     let mut along = 0.0;

@@ -386,10 +386,10 @@ fn candidate_segments<'a>(
         fot_block(memories[*memory], slot, head, *block, &[], segments, bytes_read)?;
     }
     // All are asked for before the first is touched.
-    let of_blocks = || entries.chunk_by(|a, b| (a.memory, a.block) == (b.memory, b.block));
-    of_blocks().for_each(|of| memories[of[0].memory].prefetch_untouched(slot, of[0].block));
+    let of_blocks = || entries.chunk_by(|a, b| (a.memory(), a.block()) == (b.memory(), b.block()));
+    of_blocks().for_each(|of| memories[of[0].memory()].prefetch_untouched(slot, of[0].block()));
     for of in of_blocks() {
-        fot_block(memories[of[0].memory], slot, head, of[0].block, of, segments, bytes_read)?;
+        fot_block(memories[of[0].memory()], slot, head, of[0].block(), of, segments, bytes_read)?;
     }
     let most = of_heads.iter().map(|c| c.entries.len() + c.whole.len()).max().unwrap_or(0);
     let entries = Entries::Rows { codec: Codec::F16, keys: &[], values: &[], key_stride: 0, value_stride: 0 };
@@ -420,8 +420,8 @@ fn fot_block<'a>(
     }
     // Entries that lie together, or in the same tile, are one segment.
     let apart = if keys.codec.is_quantised() { TILE_TOKENS } else { 1 };
-    for run in some.chunk_by(|a, b| b.at / apart <= a.at / apart + 1) {
-        let tokens = run[0].at..run[run.len() - 1].at + 1;
+    for run in some.chunk_by(|a, b| b.at() / apart <= a.at() / apart + 1) {
+        let tokens = run[0].at()..run[run.len() - 1].at() + 1;
         push(keys.part(tokens.clone()), values.part(tokens));
     }
     Ok(())

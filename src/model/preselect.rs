@@ -22,18 +22,34 @@ use std::ops::Range;
 const CANDIDATES_PER_KEY: usize = 8;
 /// With fewer sketched keys than so many times the candidates all are read.
 const WORTH: usize = 4;
-/// Blocks that one unit of a parallel loop scans.
+/// Blocks that one unit of a parallel loop scans at least.
 const BLOCKS_AT_ONCE: usize = 1024;
+/// Units for each thread, where there are blocks enough.
+const UNITS_PER_THREAD: usize = 4;
 
-/// An entry of an attached memory.
+/// An entry of an attached memory, ordered by memory, block and token: 16, 32 and 16 bits of one number, for there are many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EntryAddress {
+pub struct EntryAddress(u64);
+
+impl EntryAddress {
+    fn new(memory: usize, block: usize, at: usize) -> EntryAddress {
+        EntryAddress((memory as u64) << 48 | (block as u64) << 16 | at as u64)
+    }
+
     /// Index among the attached memories.
-    pub memory: usize,
+    pub fn memory(self) -> usize {
+        (self.0 >> 48) as usize
+    }
+
     /// Block of that memory.
-    pub block: usize,
+    pub fn block(self) -> usize {
+        (self.0 >> 16) as u32 as usize
+    }
+
     /// Token of the block.
-    pub at: usize,
+    pub fn at(self) -> usize {
+        self.0 as u16 as usize
+    }
 }
 
 /// What may count of the memories, for one KV head.
@@ -90,12 +106,23 @@ impl<'a> Sketched<'a> {
             }
             loaded.push(as_loaded);
         }
+        let blocks: usize = self.heads.iter().flatten().map(|(_, sketches)| sketches.blocks.len()).sum();
+        let step = BLOCKS_AT_ONCE.max(blocks / (UNITS_PER_THREAD * pass.threads()));
         let mut units = Vec::new();
         for (head, of_head) in self.heads.iter().enumerate() {
+            let mut room = 0;
             for (memory, sketches) in of_head {
-                for first in sketches.blocks.clone().step_by(BLOCKS_AT_ONCE) {
-                    let blocks = first..sketches.blocks.end.min(first + BLOCKS_AT_ONCE);
-                    units.push(Unit { head, memory: *memory, sketches, blocks, found: Ok(Vec::new()), bytes: 0 });
+                let mut first = sketches.blocks.start;
+                while first < sketches.blocks.end {
+                    if room == 0 {
+                        units.push(Unit { head, stretches: Vec::new(), found: Ok(Vec::new()), bytes: 0 });
+                        room = step;
+                    }
+                    let blocks = first..sketches.blocks.end.min(first + room);
+                    (first, room) = (blocks.end, room - blocks.len());
+                    if let Some(unit) = units.last_mut() {
+                        unit.stretches.push((*memory, sketches, blocks));
+                    }
                 }
             }
         }
@@ -103,8 +130,7 @@ impl<'a> Sketched<'a> {
         pass.for_each_chunk(&mut units, 1, |_, unit| {
             let unit = &mut unit[0];
             let of_head = unit.head * group..(unit.head + 1) * group;
-            unit.found =
-                unit.scan(self.memories[unit.memory], &loaded[of_head.clone()], &queries[of_head.start * d..of_head.end * d], wanted);
+            unit.found = unit.scan(self.memories, &loaded[of_head.clone()], &queries[of_head.start * d..of_head.end * d], wanted);
         });
         let mut out: Vec<Candidates> = (0..self.heads.len()).map(|_| Candidates::default()).collect();
         for (head, (candidates, of_head)) in out.iter_mut().zip(&self.heads).enumerate() {
@@ -146,12 +172,11 @@ impl<'a> Sketched<'a> {
     }
 }
 
-/// Some blocks of a memory for one KV head.
+/// Consecutive blocks of the memories for one KV head.
 struct Unit<'s, 'a> {
     head: usize,
-    memory: usize,
-    sketches: &'s Sketches<'a>,
-    blocks: Range<usize>,
+    /// Memory, its sketches, and which of their blocks.
+    stretches: Vec<(usize, &'s Sketches<'a>, Range<usize>)>,
     /// The best of each query.
     found: Result<Vec<Best>>,
     bytes: u64,
@@ -159,24 +184,27 @@ struct Unit<'s, 'a> {
 
 impl Unit<'_, '_> {
     /// The best `wanted` entries of each of `queries` (`rows` as they are).
-    fn scan(&mut self, memory: &Memory, queries: &[SketchQuery], rows: &[f32], wanted: usize) -> Result<Vec<Best>> {
+    fn scan(&mut self, memories: &[&Memory], queries: &[SketchQuery], rows: &[f32], wanted: usize) -> Result<Vec<Best>> {
         let d = rows.len() / queries.len().max(1);
-        let width = memory.geometry().block_tokens.next_multiple_of(TILE_TOKENS as u32) as usize;
+        let block_tokens = self.stretches.iter().map(|(memory, ..)| memories[*memory].geometry().block_tokens).max().unwrap_or(0);
+        let width = block_tokens.next_multiple_of(TILE_TOKENS as u32) as usize;
         let mut mean: Vec<f32> = try_zeroed("a mean key", d)?;
         let mut bases: Vec<f32> = try_zeroed("estimates", queries.len())?;
         let mut estimates: Vec<f32> = try_zeroed("estimates", queries.len() * width)?;
         let mut best: Vec<Best> = queries.iter().map(|_| Best::default()).collect();
-        let ty = self.sketches.mean_type();
-        for block in self.blocks.clone().filter(|block| memory.is_readable(*block)) {
-            let (len, row, tiles) = self.sketches.of(block);
-            self.bytes += (row.len() + tiles.len()) as u64;
-            dequantise(ty, row, &mut mean)?;
-            for (base, query) in bases.iter_mut().zip(rows.chunks_exact(d)) {
-                *base = <f32 as SpatialSimilarity>::dot(query, &mean).unwrap_or(0.0) as f32;
-            }
-            estimate(queries, &bases, tiles, &mut estimates, width);
-            for (best, estimates) in best.iter_mut().zip(estimates.chunks_exact(width)) {
-                best.offer(wanted, &estimates[..len], EntryAddress { memory: self.memory, block, at: 0 })?;
+        for (memory, sketches, blocks) in &self.stretches {
+            let ty = sketches.mean_type();
+            for block in blocks.clone().filter(|block| memories[*memory].is_readable(*block)) {
+                let (len, row, tiles) = sketches.of(block);
+                self.bytes += (row.len() + tiles.len()) as u64;
+                dequantise(ty, row, &mut mean)?;
+                for (base, query) in bases.iter_mut().zip(rows.chunks_exact(d)) {
+                    *base = <f32 as SpatialSimilarity>::dot(query, &mean).unwrap_or(0.0) as f32;
+                }
+                estimate(queries, &bases, tiles, &mut estimates, width);
+                for (best, estimates) in best.iter_mut().zip(estimates.chunks_exact(width)) {
+                    best.offer(wanted, &estimates[..len], EntryAddress::new(*memory, block, 0))?;
+                }
             }
         }
         best.iter_mut().for_each(|best| best.cut(wanted));
@@ -201,9 +229,12 @@ impl Best {
             if self.least.is_some() && !estimates.iter().fold(false, |any, e| any | (*e > least)) {
                 continue;
             }
-            try_reserve(&mut self.found, "candidates of a memory", estimates.len())?;
+            if self.found.capacity() - self.found.len() < estimates.len() {
+                // As many as there can be before they are sorted out.
+                try_reserve(&mut self.found, "candidates of a memory", wanted.saturating_mul(2).min(1 << 16) + estimates.len())?;
+            }
             let better = estimates.iter().enumerate().filter(|(_, e)| self.least.is_none() || **e > least);
-            self.found.extend(better.map(|(j, e)| (*e, EntryAddress { at: first.at + i * TILE_TOKENS + j, ..first })));
+            self.found.extend(better.map(|(j, e)| (*e, EntryAddress(first.0 + (i * TILE_TOKENS + j) as u64))));
         }
         if self.found.len() >= wanted.saturating_mul(2) {
             self.cut(wanted);
