@@ -5,11 +5,11 @@
 mod common;
 
 use common::{argmax, kl};
-use loci::memory::{Geometry, LayerKv, Memory, Side};
+use loci::memory::{Codec, Geometry, LayerKv, Memory, Side};
 use loci::model::{Model, ModelOptions};
 use loci::session::{Session, SessionOptions, SharedMemory};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 
 fn shipped(ty: &str) -> Arc<Model> {
@@ -108,59 +108,72 @@ fn the_best_128_entries_answer_like_all() {
     assert!(found + 1 >= asked.len(), "{found} of {} right", asked.len());
 }
 
-/// Candidates found by sketches, beside the best 128 of all.
+/// A file of another shape that holds what `from` holds.
+fn copied(from: &Memory, geometry: &Geometry, path: &Path) -> SharedMemory {
+    let mut to = Memory::create(path, geometry.clone(), from.fingerprint().clone()).expect("create");
+    let heads = geometry.head_count_kv as usize;
+    for block in 0..from.blocks() {
+        let span = from.block(block).expect("block");
+        let rows = |side: Side, length: u32| -> Vec<f32> {
+            let length = length as usize;
+            let (mut out, mut of_head) = (vec![0.0; span.len * heads * length], vec![0.0; span.len * length]);
+            for head in 0..heads {
+                from.rows(side, 0, head, block).expect("rows").decode(&mut of_head);
+                for (token, row) in of_head.chunks(length).enumerate() {
+                    out[(token * heads + head) * length..][..length].copy_from_slice(row);
+                }
+            }
+            out
+        };
+        let ids = from.tokens(span.first_token..span.first_token + span.len as u64).expect("ids");
+        let layer = LayerKv { keys: &rows(Side::Keys, geometry.key_length), values: &rows(Side::Values, geometry.value_length) };
+        to.append(&ids, None, &[layer]).expect("append");
+        // Segments of several sizes.
+        if block % 700 == 20 {
+            to.commit().expect("commit");
+        }
+    }
+    to.commit().expect("commit");
+    drop(to);
+    Arc::new(RwLock::new(Memory::open_read_only(path, Some(from.fingerprint())).expect("open")))
+}
+
+/// Candidates found by sketches, beside the best 128 of all keys.
 #[test]
 fn sketches_find_what_counts_and_little_else_is_read() {
-    let options = |threads| SessionOptions { memory_top_k: 128, threads, ..SessionOptions::default() };
     let (model, memory) = remembered("Q8_0");
-    // The same memory without sketches.
     let dir = tempfile::tempdir().expect("temporary directory");
-    let path = dir.path().join("plain.lmem");
-    {
-        let from = memory.read().expect("lock");
-        let g = Geometry { sketches: false, ..from.geometry().clone() };
-        let mut plain = Memory::create(&path, g.clone(), model.fingerprint().clone()).expect("create");
-        for block in 0..from.blocks() {
-            let span = from.block(block).expect("block");
-            let rows = |side: Side| -> Vec<f32> {
-                let (heads, length) = (g.head_count_kv as usize, g.key_length as usize);
-                let mut out = vec![0.0; span.len * heads * length];
-                for head in 0..heads {
-                    let mut of_head = vec![0.0; span.len * length];
-                    from.rows(side, 0, head, block).expect("rows").decode(&mut of_head);
-                    for (token, row) in of_head.chunks(length).enumerate() {
-                        out[(token * heads + head) * length..][..length].copy_from_slice(row);
-                    }
-                }
-                out
-            };
-            let ids = from.tokens(span.first_token..span.first_token + span.len as u64).expect("ids");
-            plain.append(&ids, None, &[LayerKv { keys: &rows(Side::Keys), values: &rows(Side::Values) }]).expect("append");
+    for codec in [Codec::F16, Codec::K4V4] {
+        let session = |sketches: bool, threads: usize| {
+            let from = memory.read().expect("lock");
+            let path = dir.path().join(format!("{codec}-{sketches}-{threads}.lmem"));
+            let copy = copied(&from, &Geometry { codec, sketches, ..from.geometry().clone() }, &path);
+            let sketched: usize = copy.read().expect("lock").sketches(0, 0).expect("sketches").iter().map(|s| s.blocks.len()).sum();
+            assert_eq!(sketched, if sketches { from.blocks() } else { 0 });
+            let options = SessionOptions { memory_top_k: 128, threads, ..SessionOptions::default() };
+            let mut session = Session::new(model.clone(), options).expect("session");
+            session.attach_memory(copy).expect("attach");
+            session
+        };
+        let mut sessions = [session(false, 1), session(true, 1), session(true, 3)];
+        for (question, value) in questions().iter().take(12) {
+            let mut next = model.tokenizer().encode(&format!("Q: {question}\nA: "), false, false);
+            sessions.iter_mut().for_each(Session::reset);
+            for digit in model.tokenizer().encode(value, false, false) {
+                sessions.iter_mut().for_each(|s| s.prefill(&next, &mut silent).expect("prefill"));
+                let [exact, sketched, by_three] = sessions.each_ref().map(|s| s.logits().expect("logits"));
+                assert!(kl(sketched, exact) < 1e-4, "{codec}, {question}: KL {}", kl(sketched, exact));
+                assert_eq!(sketched, by_three, "the same for any number of threads");
+                next = vec![digit];
+            }
         }
-        plain.commit().expect("commit");
+        let [exact, sketched, _] = sessions.each_ref().map(|s| s.stats().memory_bytes_read);
+        println!("{codec}: {sketched} bytes read with sketches, {exact} without");
+        assert!(
+            sketched * if codec == Codec::F16 { 6 } else { 2 } < exact,
+            "{codec}: {sketched} bytes read with sketches, {exact} without"
+        );
     }
-    let plain = Arc::new(RwLock::new(Memory::open_read_only(&path, Some(model.fingerprint())).expect("open")));
-    assert!(plain.read().expect("lock").sketches(0, 0).expect("sketches").is_empty());
-
-    let session = |memory: &SharedMemory, threads| {
-        let mut session = Session::new(model.clone(), options(threads)).expect("session");
-        session.attach_memory(memory.clone()).expect("attach");
-        session
-    };
-    let mut sessions = [session(&plain, 1), session(&memory, 1), session(&memory, 3)];
-    for (question, value) in questions().iter().take(12) {
-        let mut next = model.tokenizer().encode(&format!("Q: {question}\nA: "), false, false);
-        sessions.iter_mut().for_each(Session::reset);
-        for digit in model.tokenizer().encode(value, false, false) {
-            sessions.iter_mut().for_each(|s| s.prefill(&next, &mut silent).expect("prefill"));
-            let [exact, sketched, by_three] = sessions.each_ref().map(|s| s.logits().expect("logits"));
-            assert!(kl(sketched, exact) < 1e-4, "{question}: KL {}", kl(sketched, exact));
-            assert_eq!(sketched, by_three, "the same for any number of threads");
-            next = vec![digit];
-        }
-    }
-    let [exact, sketched, _] = sessions.each_ref().map(|s| s.stats().memory_bytes_read);
-    assert!(sketched * 4 < exact, "{sketched} bytes read with sketches, {exact} without");
 }
 
 /// Mean KL divergence from the F16 file's distribution over the digits of answers, and how many of these have the same best token.

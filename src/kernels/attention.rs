@@ -454,7 +454,7 @@ impl<'a> Call<'a> {
             let tile = self.tile(tokens, unit.tile, unit.head);
             let thresholds = thresholds_of(unit.tile, unit.head).of_rows();
             WORKSPACE.with_borrow_mut(|w| {
-                tile.pack_queries(&mut w.buffers);
+                tile.pack_queries_for(&unit.part, &mut w.buffers);
                 let buffers = &mut w.buffers;
                 let partial = &mut Partial::new(&mut partial[..Partial::floats(tile.rows(), self.shape.value_length)], tile.rows());
                 dispatch(self.level, FoldPart { tile: &tile, part: &unit.part, thresholds, buffers, partial });

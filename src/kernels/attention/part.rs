@@ -149,8 +149,17 @@ impl<'a> QueryTile<'a> {
 
     /// Quantises the queries in the ways in which they meet quantised keys.
     pub fn pack_queries(&self, buffers: &mut Buffers) {
+        self.pack_for(self.segments.iter(), buffers);
+    }
+
+    /// The same for a part alone: a memory has very many segments.
+    pub fn pack_queries_for(&self, part: &Part, buffers: &mut Buffers) {
+        self.pack_for(self.pieces(part).map(|piece| piece.segment), buffers);
+    }
+
+    fn pack_for<'s>(&self, segments: impl Iterator<Item = &'s KvSegment<'s>>, buffers: &mut Buffers) {
         let mut done = [false; 4];
-        for s in self.segments {
+        for s in segments {
             let Entries::Tiles { layout: TileLayout { keys, .. }, .. } = &s.entries else { continue };
             let i = coding(*keys, s.query);
             if keys.codec().is_some() || std::mem::replace(&mut done[i], true) {
