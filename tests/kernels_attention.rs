@@ -1,7 +1,7 @@
 //! The promise: attention over any segments is the softmax it says it is, at every level; and its bits depend neither on the
 //! number of threads nor on how tokens are put into batches.
 
-use loci::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention_at};
+use loci::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention_at, best_scores_at};
 use loci::kernels::codec::Codec;
 use loci::kernels::tiles::{KvType, TILE_TOKENS, TileLayout};
 use loci::simd::Level;
@@ -585,6 +585,68 @@ fn values_that_top_k_leaves_out_are_not_read() {
             assert!(all.iter().all(|v| v.is_finite()), "{level:?}, {threads} threads, {tokens} tokens");
             assert_eq!(bits(&all), bits(&run(&[segment(1)], top_k)), "{level:?}, {threads} threads, {tokens} tokens");
             assert!(run(&[segment(0), segment(1), segment(2)], 0).iter().any(|v| v.is_nan()), "all of it is read without top-k");
+        }
+    }
+}
+
+/// What retrieval votes by: the best key of each block, against a plain evaluation of the keys as they decode.
+#[test]
+fn the_best_key_of_each_segment_is_found() {
+    let (heads_kv, group, tokens, length, lens) = (2, 3, 4, 64, [32, 5, 300, 16]);
+    let shape =
+        Shape { tokens, heads: heads_kv * group, heads_kv, key_length: length, value_length: length, scale: 0.125, memory_top_k: 0 };
+    let queries = floats(tokens * heads_kv * group * length, 3);
+    for kv in [None, Some(KvType::F16), Some(KvType::Q8_0), Some(KvType::Q4)] {
+        // For each head and segment the bytes, and the keys that they decode to.
+        let made: Vec<(Vec<u8>, Vec<u8>, Vec<f32>)> = (0..heads_kv * lens.len())
+            .map(|i| {
+                let (len, keys) = (lens[i % lens.len()], floats(lens[i % lens.len()] * length, 100 + i as u64));
+                let Some(kv) = kv else {
+                    let (mut bytes, mut decoded) = (Vec::new(), vec![0.0; keys.len()]);
+                    Codec::F16.append(&keys, &mut bytes);
+                    Codec::F16.decode(&bytes, &mut decoded);
+                    return (bytes.clone(), bytes, decoded);
+                };
+                let layout = TileLayout { keys: kv, values: kv, key_length: length, value_length: length };
+                let mut bytes = vec![0; len.div_ceil(TILE_TOKENS) * layout.key_bytes()];
+                let mut decoded = vec![0.0; keys.len()];
+                for (t, (key, decoded)) in keys.chunks(length).zip(decoded.chunks_mut(length)).enumerate() {
+                    let tile = &mut bytes[t / TILE_TOKENS * layout.key_bytes()..][..layout.key_bytes()];
+                    layout.put_key(tile, t % TILE_TOKENS, key);
+                    layout.get_key(tile, t % TILE_TOKENS, decoded);
+                }
+                (bytes, vec![0; len.div_ceil(TILE_TOKENS) * layout.value_bytes()], decoded)
+            })
+            .collect();
+        let segments: Vec<KvSegment> = made
+            .iter()
+            .enumerate()
+            .map(|(i, (keys, values, _))| {
+                let entries = match kv {
+                    None => Entries::Rows { codec: Codec::F16, keys, values, key_stride: length, value_stride: length },
+                    Some(kv) => {
+                        let layout = TileLayout { keys: kv, values: kv, key_length: length, value_length: length };
+                        Entries::Tiles { layout, keys, values, key_stride: layout.key_bytes(), value_stride: layout.value_bytes() }
+                    }
+                };
+                KvSegment { entries, len: lens[i % lens.len()], query: QueryKind::Local, visibility: Visibility::All }
+            })
+            .collect();
+        for level in Level::available() {
+            let mut found = vec![0.0; tokens * heads_kv * group * lens.len()];
+            best_scores_at(level, &shape, Queries { local: &queries, memory: &[] }, &segments, &mut found).unwrap();
+            for (row, found) in found.chunks(lens.len()).enumerate() {
+                let query = &queries[row * length..][..length];
+                for (segment, found) in found.iter().enumerate() {
+                    let keys = &made[row % (heads_kv * group) / group * lens.len() + segment].2;
+                    let score = |key: &[f32]| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>() * 0.125;
+                    let best = keys.chunks(length).map(score).fold(f64::NEG_INFINITY, f64::max);
+                    assert!(
+                        (f64::from(*found) - best).abs() < 2e-4,
+                        "{level:?}, {kv:?}, row {row}, segment {segment}: {found}, not {best}"
+                    );
+                }
+            }
         }
     }
 }

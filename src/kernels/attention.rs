@@ -325,6 +325,44 @@ pub fn attention_at(
     })
 }
 
+/// The best score of any key of each segment, for every token and query head: `(tokens, heads, n)` into `out`, of `(heads_kv, n)` segments that
+/// every token sees whole. On the calling thread alone.
+///
+/// # Errors
+///
+/// As [`attention`].
+pub fn best_scores(shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) -> Result<()> {
+    best_scores_at(Level::detect(), shape, queries, segments, out)
+}
+
+/// [`best_scores`] at a level of one's choice.
+///
+/// # Errors
+///
+/// As [`attention`].
+pub fn best_scores_at(level: Level, shape: &Shape, queries: Queries<'_>, segments: &[KvSegment<'_>], out: &mut [f32]) -> Result<()> {
+    let call = Call { level, shape, queries, segments };
+    let (n, group) = (segments.len() / shape.heads_kv, call.group());
+    debug_assert!(segments.iter().all(|s| s.visibility == Visibility::All) && out.len() == shape.tokens * shape.heads * n);
+    out.fill(f32::NEG_INFINITY);
+    if shape.tokens == 0 {
+        return Ok(());
+    }
+    for head in 0..shape.heads_kv {
+        let tile = call.tile(shape.tokens, 0, head);
+        PLAN.with_borrow_mut(|plan| plan.make_room(1, tile.room()))?;
+        WORKSPACE.with_borrow_mut(|w| {
+            tile.pack_queries(&mut w.buffers);
+            cut(tile.segments, &mut w.parts);
+            part::best_scores(&tile, &w.parts, &mut w.buffers, &mut |r, segment, best| {
+                let best_of = &mut out[(r / group * shape.heads + head * group + r % group) * n + segment];
+                *best_of = best_of.max(best);
+            });
+        });
+    }
+    Ok(())
+}
+
 impl Plan {
     /// Sees that there are `bytes` for each of the threads. Theirs grow where nothing can be reported, so it is asked before, once for every
     /// size that is larger than those before.

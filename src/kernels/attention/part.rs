@@ -319,6 +319,20 @@ pub(super) fn find_thresholds(tile: &QueryTile<'_>, parts: &[Part], buffers: &mu
     }
 }
 
+/// Hands the best score of each row in every piece of the parts, which all rows see, to `found`: row, segment, score.
+pub(super) fn best_scores(tile: &QueryTile<'_>, parts: &[Part], buffers: &mut Buffers, found: &mut dyn FnMut(usize, usize, f32)) {
+    buffers.scores.resize(buffers.scores.len().max(tile.rows() * SCORES), 0.0);
+    for part in parts {
+        for (i, piece) in tile.pieces(part).enumerate() {
+            dispatch(tile.level, ScorePiece { tile, part, piece: &piece, buffers });
+            for (r, scores) in buffers.scores.chunks_exact(SCORES).take(tile.rows()).enumerate() {
+                let best = scores[piece.at..piece.at + piece.n].iter().fold(f32::NEG_INFINITY, |best, s| best.max(*s));
+                found(r, part.segment + i, best);
+            }
+        }
+    }
+}
+
 /// The tiles of a piece that few enough rows read for it to be done in place: f16 only, so that there are not too many kernels.
 #[inline(always)]
 fn to_read_in_place<'a>(tile: &QueryTile<'_>, piece: &Piece<'a>) -> Option<&'a Entries<'a>> {

@@ -2,15 +2,15 @@
 //! the many that do not (measured: `docs/memory.md`). And the second stage's scores: the best key within each candidate.
 
 use super::BlockAddress;
-use crate::error::{Error, Result, try_with_capacity, try_zeroed};
+use crate::error::{Error, Result, try_grow, try_with_capacity, try_zeroed};
+use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, best_scores};
 use crate::kernels::vector;
 use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
 use crate::threads::Pass;
-use simsimd::SpatialSimilarity;
 
-/// Candidates whose keys one chunk of a loop scores.
-const CANDIDATES_AT_ONCE: usize = 8;
+/// Candidates whose keys one chunk of a loop scores: the queries are made ready once for all of them.
+const CANDIDATES_AT_ONCE: usize = 16;
 
 /// Sums over the rows of `logits`, `(rows, blocks)`, of the squares of each block's share; the logits are spent.
 pub fn square_shares(pass: &Pass<'_>, logits: &mut [f32], blocks: usize) -> Result<Vec<f32>> {
@@ -86,47 +86,53 @@ struct Found {
 
 /// Scores of the best key of each of `blocks` in one layer.
 fn best_keys(h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddress], queries: &[f32]) -> Found {
-    let (d, group) = (h.key_length, h.group());
-    let rows = queries.len() / d;
     let mut found = Found::default();
-    match try_with_capacity("votes", rows * blocks.len()) {
-        Ok(logits) => found.logits = logits,
-        Err(e) => return Found { error: Some(e), ..found },
-    }
-    found.logits.resize(rows * blocks.len(), f32::NEG_INFINITY);
-    let (mut keys, mut room) = (Vec::new(), ExtentRoom::default());
-    for (b, at) in blocks.iter().enumerate() {
-        let memory = memories[at.memory];
-        let extent = match memory.or_drop(at.block, memory.extent(slot, at.block, &mut room)) {
-            Ok(Some(extent)) => extent,
-            Ok(None) => {
-                found.damaged += 1;
-                continue;
-            }
-            Err(e) => return Found { error: Some(e), ..found },
-        };
-        for head in 0..h.head_count_kv {
-            let view = extent.rows(Side::Keys, head);
-            // The values with them: all of an extent is compared with its checksum.
-            found.bytes += (view.bytes.len() * (d + h.value_length) / d) as u64;
-            keys.clear();
-            keys.resize(view.len * d, 0.0);
-            view.decode(&mut keys);
-            for token in 0..rows / h.head_count {
-                for row in token * h.head_count + head * group..token * h.head_count + (head + 1) * group {
-                    let q = &queries[row * d..][..d];
-                    let best = keys.chunks_exact(d).map(|k| dot(q, k)).fold(f32::NEG_INFINITY, f32::max);
-                    found.logits[row * blocks.len() + b] = best * h.attention_scale;
-                }
-            }
-        }
+    if let Err(e) = found.score(h, slot, memories, blocks, queries) {
+        found.error = Some(e);
     }
     found
 }
 
-/// The inner product, by the widest instructions that the scoring library finds on this machine.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    <f32 as SpatialSimilarity>::dot(a, b).unwrap_or(0.0) as f32
+impl Found {
+    fn score(&mut self, h: &Hparams, slot: usize, memories: &[&Memory], blocks: &[BlockAddress], queries: &[f32]) -> Result<()> {
+        let rows = queries.len() / h.key_length;
+        try_grow(&mut self.logits, "votes", rows * blocks.len())?;
+        self.logits.fill(f32::NEG_INFINITY);
+        let mut rooms: Vec<ExtentRoom> = blocks.iter().map(|_| ExtentRoom::default()).collect();
+        let mut extents = try_with_capacity("votes", blocks.len())?;
+        for (b, (at, room)) in blocks.iter().zip(&mut rooms).enumerate() {
+            let memory = memories[at.memory];
+            match memory.or_drop(at.block, memory.extent(slot, at.block, room))? {
+                Some(extent) => extents.push((b, extent)),
+                None => self.damaged += 1,
+            }
+        }
+        let mut segments = try_with_capacity("votes", extents.len() * h.head_count_kv)?;
+        for head in 0..h.head_count_kv {
+            for (_, extent) in &extents {
+                let (keys, values) = (extent.rows(Side::Keys, head), extent.rows(Side::Values, head));
+                // The values with them: all of an extent is compared with its checksum.
+                self.bytes += (keys.bytes.len() + values.bytes.len()) as u64;
+                let (query, visibility) = (QueryKind::Local, Visibility::All);
+                segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query, visibility });
+            }
+        }
+        let shape = Shape {
+            tokens: rows / h.head_count,
+            heads: h.head_count,
+            heads_kv: h.head_count_kv,
+            key_length: h.key_length,
+            value_length: h.value_length,
+            scale: h.attention_scale,
+            memory_top_k: 0,
+        };
+        let mut best: Vec<f32> = try_zeroed("votes", rows * extents.len())?;
+        best_scores(&shape, Queries { local: queries, memory: &[] }, &segments, &mut best)?;
+        for (logits, best) in self.logits.chunks_exact_mut(blocks.len()).zip(best.chunks_exact(extents.len().max(1))) {
+            extents.iter().zip(best).for_each(|((b, _), best)| logits[*b] = *best);
+        }
+        Ok(())
+    }
 }
 
 /// Indices of the `n` highest votes, in ascending order; the lower index wins a tie.
