@@ -58,12 +58,14 @@ static loci_session_stats stats_of(loci_session *session) {
     return s;
 }
 
-/* A session that always takes the most probable token: the same answers every time. */
-static loci_session *new_session(loci_model *model) {
+/* A session that always takes the most probable token: the same answers every time. A Focused Transformer attends to the
+ * `memory_top_k` entries of its memories that fit best; 0: all. */
+static loci_session *new_session(loci_model *model, uint32_t memory_top_k) {
     loci_session_options options;
     loci_sampler_options sampler;
     loci_session *session;
     check(loci_session_options_init(&options, sizeof options));
+    options.memory_top_k = memory_top_k;
     check(loci_session_new(model, &options, &session));
     check(loci_sampler_options_init(&sampler, sizeof sampler));
     sampler.temperature = 0;

@@ -15,6 +15,8 @@
 #define SEED 20260301u
 #define PAGE 256
 #define QUESTIONS 10
+/* Entries of the memory that each head attends to: as good as all of them (docs/fot.md), and far fewer bytes. */
+#define BEST 128
 
 /* ---- The log ---------------------------------------------------------------------------------------------------------------- */
 
@@ -197,7 +199,7 @@ static int remember(const char *model_path, const char *log_path, const char *me
         fprintf(stderr, "lookup: expected a Focused Transformer with a window of %d tokens\n", PAGE);
         return 1;
     }
-    session = new_session(model);
+    session = new_session(model, 0);
     check(loci_memory_create(model, memory_path, &memory));
     check(loci_session_remember_text(session, memory, log, length, 0, log_path, on_progress, &shown));
     check(loci_memory_commit(memory));
@@ -222,10 +224,10 @@ static int ask_memory(const char *model_path, const char *log_path, const char *
     uint64_t read;
     unsigned right;
     check(loci_model_open(model_path, NULL, &model));
-    session = new_session(model);
+    session = new_session(model, BEST);
     check(loci_memory_open_read_only(model, memory_path, &memory));
     check(loci_session_attach_memory(session, memory, NULL));
-    printf("\nwith the memory attached, in a new process:\n");
+    printf("\nwith the memory attached, in a new process, the best %d entries:\n", BEST);
     right = ask_all(session, log_path, "", &read);
     s = stats_of(session);
     printf("%u of %d right, from %lu remembered tokens\n", right, QUESTIONS, (unsigned long)s.memory_tokens);
@@ -248,7 +250,7 @@ static int ask_window(const char *model_path, const char *log_path) {
     char *log = read_file(log_path, &length), end[PAGE];
     const size_t kept = PAGE - 96; /* the rest is for the question and its answer */
     check(loci_model_open(model_path, NULL, &model));
-    session = new_session(model);
+    session = new_session(model, 0);
     memcpy(end, log + length - kept, kept);
     end[kept] = 0;
     printf("\nthe same questions without memory, the last %lu of %lu tokens in the window:\n", (unsigned long)kept, (unsigned long)length);

@@ -213,7 +213,7 @@ static int remember(const char *model_path, const char *log_path, const char *me
     int shown = 0;
     char *log = read_file(log_path, &length);
     check(loci_model_open(model_path, NULL, &model));
-    session = new_session(model);
+    session = new_session(model, 0);
     check(loci_memory_create(model, memory_path, &memory));
     check(loci_session_remember_text(session, memory, log, length, LOCI_ADD_SPECIAL, log_path, on_progress, &shown));
     check(loci_memory_commit(memory));
@@ -263,7 +263,7 @@ static int ask_memory(const char *model_path, const char *memory_path) {
     unsigned found = 0;
     size_t i;
     check(loci_model_open(model_path, NULL, &model));
-    session = new_session(model);
+    session = new_session(model, 0);
     check(loci_memory_open_read_only(model, memory_path, &memory));
     check(loci_session_attach_memory(session, memory, NULL));
     for (i = 0; i < FACT_COUNT; i++) {
@@ -299,7 +299,7 @@ static int ask_window(const char *model_path, const char *log_path) {
     size_t length, count, fits, i;
     char *log = read_file(log_path, &length), *end;
     check(loci_model_open(model_path, NULL, &model));
-    session = new_session(model);
+    session = new_session(model, 0);
     /* A token is at least a byte, so there are never more tokens than bytes. */
     tokens = allocate(length * sizeof *tokens);
     check(loci_model_tokenize(model, log, length, 0, tokens, length, &count));
