@@ -9,7 +9,11 @@ use super::{Entries, KvSegment};
 use crate::kernels::codec::{Bf16, Codec, Encoding, F16, F32};
 use crate::kernels::tiles::{TILE_TOKENS, TileLayout};
 use crate::kernels::vector::LANES;
-use crate::simd::{Rows, Simd, prefetch};
+use crate::simd::{Rows, Simd, prefetch, prefetch_ahead};
+
+/// Keys and values that lie in memory are asked for this many bytes before they are read, a line or two at a time between the products:
+/// asked for all at once, they keep the core from what it could do meanwhile.
+pub(super) const AHEAD: usize = 16 << 10;
 
 /// How a cell is stored.
 pub(super) trait Cells {
@@ -19,6 +23,8 @@ pub(super) trait Cells {
     type Cell;
     /// See there.
     const TILES: usize;
+    /// Bytes of a cell where it is read from memory, in place, of one tile; else 0.
+    const IN_PLACE: usize;
     /// The cells that a slice consists of.
     fn cut(elements: &[Self::Element]) -> &[Self::Cell];
     /// `LANES` elements of a cell, the first of which is number `from`.
@@ -37,6 +43,7 @@ impl Cells for FloatKeys {
     type Element = f32;
     type Cell = [f32; 16 * ABREAST];
     const TILES: usize = ABREAST;
+    const IN_PLACE: usize = 0;
     #[inline(always)]
     fn cut(elements: &[f32]) -> &[[f32; 16 * ABREAST]] {
         elements.as_chunks().0
@@ -51,6 +58,7 @@ impl Cells for Floats {
     type Element = f32;
     type Cell = [f32; 16];
     const TILES: usize = 1;
+    const IN_PLACE: usize = 0;
     #[inline(always)]
     fn cut(elements: &[f32]) -> &[[f32; 16]] {
         elements.as_chunks().0
@@ -67,6 +75,7 @@ macro_rules! encoded {
             type Element = u8;
             type Cell = [u8; $bytes];
             const TILES: usize = 1;
+            const IN_PLACE: usize = $bytes;
             #[inline(always)]
             fn cut(elements: &[u8]) -> &[[u8; $bytes]] {
                 elements.as_chunks().0
@@ -102,6 +111,12 @@ impl<T: Cells> Clone for View<'_, T> {
 impl<T: Cells> Copy for View<'_, T> {}
 
 impl<'a, T: Cells> View<'a, T> {
+    /// How far behind a tile that one lies which is to be asked for now, at least `tiles` tiles later.
+    #[inline(always)]
+    pub fn ahead(&self, tiles: usize) -> usize {
+        AHEAD.div_ceil(self.each.max(1)).max(tiles) * self.stride
+    }
+
     /// The cells of tile `i`, and where in each of them it begins.
     #[inline(always)]
     pub fn tile(&self, i: usize) -> (&'a [T::Cell], usize) {
@@ -216,6 +231,9 @@ fn transpose<S: Simd, E: Encoding>(s: S, keys: &[u8], stride: usize, at: usize, 
         let key = at + first;
         let whole = row == padded && first + S::LANES <= n && (key + S::LANES) * stride <= keys.len();
         let group = if whole {
+            for r in key..key + S::LANES {
+                prefetch_ahead(&keys[r * stride..], AHEAD, row);
+            }
             Rows::new(keys, stride, key, S::LANES)
         } else {
             spill.clear();
@@ -247,6 +265,7 @@ fn load<S: Simd, E: Encoding>(s: S, values: &[u8], stride: usize, at: usize, n: 
     for (i, out) in out.chunks_exact_mut(length.next_multiple_of(LANES)).take(n).enumerate() {
         let bytes = &values[(at + i) * stride..][..length * E::BYTES];
         let (vectors, rest) = bytes.split_at(whole * E::BYTES);
+        prefetch_ahead(bytes, AHEAD, bytes.len());
         for (b, o) in vectors.chunks_exact(S::LANES * E::BYTES).zip(out.chunks_exact_mut(S::LANES)) {
             s.store(E::load(s, b), o);
         }

@@ -8,8 +8,8 @@
 
 use super::best::Best;
 use super::cells::{ABREAST, Cells, FloatKeys, Floats, View, decode_keys, decode_values, keys_in_place, values_in_place};
-use super::codes::{self, Codes, Q4, Q8_0, QueryBlock};
-use super::products::{add_values, score};
+use super::codes::{self, CodedValues, Codes, Q4, Q8_0, QueryBlock};
+use super::products::{Values, score};
 use super::{Entries, KvSegment, PART, Part, Partial, Queries, QueryKind, Shape, Visibility};
 use crate::kernels::codec::F16;
 use crate::kernels::hadamard::hadamard;
@@ -165,10 +165,7 @@ impl<'a> QueryTile<'a> {
             if keys.codec().is_some() || std::mem::replace(&mut done[i], true) {
                 continue;
             }
-            buffers.coded[i].clear();
-            for r in 0..self.rows() {
-                codes::pack(*keys, self.query(s.query, r), &mut buffers.rotated, &mut buffers.coded[i]);
-            }
+            dispatch(self.level, PackQueries { tile: self, keys: *keys, kind: s.query, buffers });
         }
     }
 
@@ -181,6 +178,28 @@ impl<'a> QueryTile<'a> {
             at += piece.n;
             wanted.then_some(piece)
         })
+    }
+}
+
+/// The queries of a tile's rows, for keys of one type.
+struct PackQueries<'a> {
+    tile: &'a QueryTile<'a>,
+    keys: KvType,
+    kind: QueryKind,
+    buffers: &'a mut Buffers,
+}
+
+impl Task for PackQueries<'_> {
+    type Out = ();
+    const PRODUCTS: bool = false;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackQueries { tile, keys, kind, buffers } = self;
+        let coded = &mut buffers.coded[coding(keys, kind)];
+        coded.clear();
+        for r in 0..tile.rows() {
+            codes::pack(s, keys, tile.query(kind, r), &mut buffers.rotated, coded);
+        }
     }
 }
 
@@ -506,10 +525,25 @@ fn weigh<S: Simd>(s: S, range: Range<usize>, scores: &mut [f32]) -> (f32, f32) {
 /// Adds the piece's values, weighted, to the rows' accumulators.
 #[inline(always)]
 fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>, buffers: &mut Buffers, partial: &mut Partial<'_>) {
-    if let Some(Entries::Tiles { layout, values, value_stride, .. }) = to_read_in_place(tile, piece) {
-        let values = values_in_place::<F16>(layout, values, *value_stride, piece.skip / TILE_TOKENS);
-        add_rows(s, tile, part, piece.at..piece.at + piece.n, values, &buffers.scores, partial);
-        return;
+    if let Entries::Tiles { layout, values, value_stride, .. } = &piece.segment.entries
+        && tile.rows() <= IN_PLACE_ROWS
+    {
+        let (at, first) = (piece.at..piece.at + piece.n, piece.skip / TILE_TOKENS);
+        match layout.values {
+            KvType::F16 if layout.keys == KvType::F16 => {
+                let values = values_in_place::<F16>(layout, values, *value_stride, first);
+                return add_rows(s, tile, part, at, values, &buffers.scores, partial);
+            }
+            KvType::Q8_0 => {
+                let values = CodedValues::<Q8_0>::new(layout, values, *value_stride, first);
+                return add_rows(s, tile, part, at, values, &buffers.scores, partial);
+            }
+            KvType::Q4 => {
+                let values = CodedValues::<Q4>::new(layout, values, *value_stride, first);
+                return add_rows(s, tile, part, at, values, &buffers.scores, partial);
+            }
+            _ => {}
+        }
     }
     let length = tile.shape.value_length;
     let width = length.next_multiple_of(LANES);
@@ -527,12 +561,12 @@ fn add_piece<S: Simd>(s: S, tile: &QueryTile<'_>, part: &Part, piece: &Piece<'_>
 
 /// Adds the values `at` of the part, which are the view's first, to the rows that see them.
 #[inline(always)]
-fn add_rows<S: Simd, T: Cells>(
+fn add_rows<S: Simd>(
     s: S,
     tile: &QueryTile<'_>,
     part: &Part,
     at: Range<usize>,
-    values: View<'_, T>,
+    values: impl Values,
     weights: &[f32],
     partial: &mut Partial<'_>,
 ) {
@@ -557,7 +591,7 @@ fn add_rows<S: Simd, T: Cells>(
                 for (r, row) in of_rows.iter_mut().enumerate() {
                     *row = &weights[r * SCORES..][common.clone()];
                 }
-                add_values(s, of_rows, values, common.start - at.start..common.end - at.start, acc, width);
+                values.add(s, of_rows, common.start - at.start..common.end - at.start, acc, width);
             });
             for (r, acc) in acc.chunks_exact_mut(width).enumerate() {
                 let range = tile.range(part, first + r);
@@ -570,9 +604,9 @@ fn add_rows<S: Simd, T: Cells>(
 
 /// Adds the values of the part's tokens `own` to one row.
 #[inline(always)]
-fn add_own<S: Simd, T: Cells>(s: S, weights: &[f32], at: usize, own: Range<usize>, values: View<'_, T>, acc: &mut [f32]) {
+fn add_own<S: Simd>(s: S, weights: &[f32], at: usize, own: Range<usize>, values: impl Values, acc: &mut [f32]) {
     if !own.is_empty() {
         let width = acc.len();
-        add_values(s, [&weights[own.clone()]], values, own.start - at..own.end - at, acc, width);
+        values.add(s, [&weights[own.clone()]], own.start - at..own.end - at, acc, width);
     }
 }

@@ -9,7 +9,7 @@
 use super::cells::{Cells, View};
 use crate::kernels::tiles::TILE_TOKENS;
 use crate::kernels::vector::LANES;
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch_ahead};
 use std::ops::Range;
 
 /// Most vectors of a cell.
@@ -29,11 +29,6 @@ pub(super) fn score<S: Simd, T: Cells, const R: usize>(
     let mut tile = tiles.start;
     while tile < tiles.end {
         let out = &mut scores[(tile - tiles.start) * TILE_TOKENS..];
-        if keys.wanted > 0 {
-            for ahead in tile + 4..tile + if tile.is_multiple_of(4) && tiles.end - tile >= 4 { 8 } else { 5 } {
-                prefetch(keys.elements, ahead * keys.stride, keys.wanted);
-            }
-        }
         tile += if S::LANES == LANES && tile.is_multiple_of(4) && tiles.end - tile >= 4 {
             score_tiles::<S, T, R, 4>(s, queries, keys, tile, scale, out, width);
             4
@@ -70,20 +65,30 @@ fn score_tiles<S: Simd, T: Cells, const R: usize, const N: usize>(
         *cells = &cells[..d];
     }
     let mut sums = [[[s.splat(0.0); VECTORS]; N]; R];
-    for e in 0..d {
-        let mut k = [[s.splat(0.0); VECTORS]; N];
-        for ((k, cells), from) in k.iter_mut().zip(&cells).zip(&from) {
-            for (v, k) in k[..LANES / S::LANES].iter_mut().enumerate() {
-                *k = T::load(s, &cells[e], from + v * S::LANES);
+    // While these tiles are read, later ones are asked for, one after the other, as many bytes as are used up.
+    let ahead = if T::IN_PLACE > 0 { keys.ahead(N) } else { 0 };
+    let mut e = 0;
+    for (i, tile) in cells.iter().enumerate() {
+        let (first, end) = (e, if i + 1 == N { d } else { (i + 1) * d / N });
+        while e < end.min(d) {
+            if T::IN_PLACE > 0 {
+                prefetch_ahead(tile, ahead + (e - first) * N * T::IN_PLACE, N * T::IN_PLACE);
             }
-        }
-        for (sums, q) in sums.iter_mut().zip(&queries) {
-            let q = s.splat(q[e]);
-            for (sums, k) in sums.iter_mut().zip(&k) {
-                for (sum, k) in sums[..LANES / S::LANES].iter_mut().zip(k) {
-                    *sum = s.fma(q, *k, *sum);
+            let mut k = [[s.splat(0.0); VECTORS]; N];
+            for ((k, cells), from) in k.iter_mut().zip(&cells).zip(&from) {
+                for (v, k) in k[..LANES / S::LANES].iter_mut().enumerate() {
+                    *k = T::load(s, &cells[e], from + v * S::LANES);
                 }
             }
+            for (sums, q) in sums.iter_mut().zip(&queries) {
+                let q = s.splat(q[e]);
+                for (sums, k) in sums.iter_mut().zip(&k) {
+                    for (sum, k) in sums[..LANES / S::LANES].iter_mut().zip(k) {
+                        *sum = s.fma(q, *k, *sum);
+                    }
+                }
+            }
+            e += 1;
         }
     }
     let scale = s.splat(scale);
@@ -96,34 +101,34 @@ fn score_tiles<S: Simd, T: Cells, const R: usize, const N: usize>(
     }
 }
 
-/// Adds the values of the tokens `tokens`, times their weights in each of `R` rows, to the rows of `acc`, `width` floats each. The
-/// weights are those of the tokens in order.
-#[inline(always)]
-pub(super) fn add_values<S: Simd, T: Cells, const R: usize>(
-    s: S,
-    weights: [&[f32]; R],
-    values: View<'_, T>,
-    tokens: Range<usize>,
-    acc: &mut [f32],
-    width: usize,
-) {
-    if tokens.is_empty() {
-        return;
-    }
-    let cells = width / LANES;
-    let mut at = 0;
-    while at < cells {
-        let left = cells - at;
-        at += if S::LANES == LANES && left >= 4 {
-            add_cells::<S, T, R, 4>(s, weights, values, tokens.clone(), at, acc, cells);
-            4
-        } else if S::LANES == LANES && left >= 2 {
-            add_cells::<S, T, R, 2>(s, weights, values, tokens.clone(), at, acc, cells);
-            2
-        } else {
-            add_cells::<S, T, R, 1>(s, weights, values, tokens.clone(), at, acc, cells);
-            1
-        };
+/// Values of consecutive tokens, from the first one of a tile on.
+pub(super) trait Values: Copy {
+    /// Adds those of the tokens `tokens`, times their weights in each of `R` rows, to the rows of `acc`, `width` floats each. The weights
+    /// are those of the tokens in order.
+    fn add<S: Simd, const R: usize>(self, s: S, weights: [&[f32]; R], tokens: Range<usize>, acc: &mut [f32], width: usize);
+}
+
+impl<T: Cells> Values for View<'_, T> {
+    #[inline(always)]
+    fn add<S: Simd, const R: usize>(self, s: S, weights: [&[f32]; R], tokens: Range<usize>, acc: &mut [f32], width: usize) {
+        if tokens.is_empty() {
+            return;
+        }
+        let cells = width / LANES;
+        let mut at = 0;
+        while at < cells {
+            let left = cells - at;
+            at += if S::LANES == LANES && left >= 4 {
+                add_cells::<S, T, R, 4>(s, weights, self, tokens.clone(), at, acc, cells);
+                4
+            } else if S::LANES == LANES && left >= 2 {
+                add_cells::<S, T, R, 2>(s, weights, self, tokens.clone(), at, acc, cells);
+                2
+            } else {
+                add_cells::<S, T, R, 1>(s, weights, self, tokens.clone(), at, acc, cells);
+                1
+            };
+        }
     }
 }
 
@@ -147,6 +152,7 @@ fn add_cells<S: Simd, T: Cells, const R: usize, const C: usize>(
     }
     let mut token = tokens.start;
     let weights = weights.map(|w| &w[..tokens.len()]);
+    let ahead = if T::IN_PLACE > 0 { values.ahead(1) } else { 0 };
     while token < tokens.end {
         let slot = token % TILE_TOKENS;
         let n = (TILE_TOKENS - slot).min(tokens.end - token);
@@ -154,6 +160,9 @@ fn add_cells<S: Simd, T: Cells, const R: usize, const C: usize>(
         let weights = weights.map(|w| &w[token - tokens.start..][..n]);
         for (i, row) in (0..n).zip(rows) {
             let row = &row[at..at + C];
+            if T::IN_PLACE > 0 {
+                prefetch_ahead(row, ahead, C * T::IN_PLACE);
+            }
             for (c, cell) in row.iter().enumerate() {
                 for v in 0..LANES / S::LANES {
                     let value = T::load(s, cell, v * S::LANES);
