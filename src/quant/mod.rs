@@ -106,6 +106,15 @@ pub trait Block: 'static {
 
     /// Unpacks the block at byte `at` of every row, 32 elements at a time in order. `#[inline(always)]`.
     fn unpack<S: Simd, K: Sink<S>>(s: S, rows: &Rows<'_>, at: usize, sink: &mut K);
+
+    /// Whether there is [`Block::unpack_long`].
+    const LONG: bool = false;
+
+    /// As [`Block::unpack`], but with codes as 64 bytes of one row at a time give them, for mat-vec where `Simd::LONG`. Blocks of 256
+    /// elements with `HALVES` only. `#[inline(always)]`.
+    fn unpack_long<S: Simd, K: LongSink<S>>(_s: S, _rows: &Rows<'_>, _at: usize, _sink: &mut K) {
+        unreachable!("LONG is false")
+    }
 }
 
 /// Takes unpacked blocks: 32 elements of `LANES` rows at a time.
@@ -113,6 +122,15 @@ pub trait Sink<S: Simd> {
     /// `lo` holds the codes of elements 0 to 15, `hi` of 16 to 31, as quads of rows; scales and shifts of both halves (equal
     /// ones unless the format has `HALVES`; zero shifts unless it has `SHIFTS`). `#[inline(always)]`.
     fn take(&mut self, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]);
+}
+
+/// Takes 128 elements of `LANES` rows at a time, in the order of the rows' bytes.
+pub trait LongSink<S: Simd> {
+    /// The dots of four rows; vector `i` of `first` holds the codes of elements 0 to 63 of row `i`, of `second` those of 64 to 127.
+    /// `#[inline(always)]`.
+    fn dots(&mut self, first: [S::V; 4], second: [S::V; 4]) -> [S::V; 2];
+    /// Adds these dots of all rows to their sums, with the scales of both halves of each 32 elements. `#[inline(always)]`.
+    fn join(&mut self, dots: [[S::V; 2]; 4], scales: [[S::F; 2]; 4]);
 }
 
 /// A format whose elements are floats by themselves.

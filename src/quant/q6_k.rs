@@ -2,7 +2,7 @@
 //! first 64 elements, high nibbles the second) and 32 bytes of qh (two bits for each of four 32s); a scale per 16 elements;
 //! value = d * scale * (q - 32).
 
-use super::{Block, Codes, Sink, code, f16, fit, inverse, put_f16};
+use super::{Block, Codes, LongSink, Sink, code, f16, fit, inverse, put_f16};
 use crate::gguf::TensorType;
 use crate::simd::{Rows, Simd, U6, quad};
 
@@ -48,8 +48,7 @@ impl Block for Q6K {
 
     #[inline(always)]
     fn unpack<S: Simd, K: Sink<S>>(s: S, rows: &Rows<'_>, at: usize, sink: &mut K) {
-        let (d, zero) = (s.rows_f16(rows, at + D), s.splat(0.0));
-        let scales = s.transpose(s.rows_quad(rows, at + SCALES));
+        let (scales, zero) = (Scales::read(s, rows, at), s.splat(0.0));
         let (nibble, top) = (s.splat8(15), s.splat8(48));
         for half in 0..2 {
             let (ql, qh) = (at + 64 * half, at + QH + 32 * half);
@@ -59,12 +58,55 @@ impl Block for Q6K {
                 let two = |v: S::V| s.and(if j < 2 { s.shl16(v, 4 - 2 * j) } else { s.shr16(v, 2 * j - 4) }, top);
                 let four = |v: S::V| s.and(if j < 2 { v } else { s.shr16(v, 4) }, nibble);
                 let [a, b] = q[j as usize % 2];
-                let scale = |i: u32| s.mul(d, s.to_f(s.byte_i(scales[2 * half + j as usize / 2], j % 2 * 2 + i)));
                 let lo = quad!(I => s.or(four(a[I]), two(h[0][I])));
                 let hi = quad!(I => s.or(four(b[I]), two(h[1][I])));
-                sink.take(lo, hi, [scale(0), scale(1)], [zero; 2]);
+                sink.take(lo, hi, scales.get(s, 4 * half + j as usize), [zero; 2]);
             }
         }
+    }
+
+    const LONG: bool = true;
+
+    #[inline(always)]
+    fn unpack_long<S: Simd, K: LongSink<S>>(s: S, rows: &Rows<'_>, at: usize, sink: &mut K) {
+        let scales = Scales::read(s, rows, at);
+        for half in 0..2 {
+            let (ql, qh) = (at + 64 * half, at + QH + 32 * half);
+            let dots = quad!(G => {
+                let codes = quad!(I => long_codes(s, rows, 4 * G + I, ql, qh));
+                sink.dots(quad!(I => codes[I][0]), quad!(I => codes[I][1]))
+            });
+            sink.join(dots, quad!(J => scales.get(s, 4 * half + J)));
+        }
+    }
+}
+
+/// The codes of 128 elements of a row.
+#[inline(always)]
+fn long_codes<S: Simd>(s: S, rows: &Rows<'_>, row: usize, ql: usize, qh: usize) -> [S::V; 2] {
+    let (nibble, top) = (s.splat8(15), s.splat8(48));
+    let (l, h) = (s.load_bytes(rows.row(row, ql, 64)), s.load_twice(rows.row(row, qh, 32)));
+    let first = s.or(s.and(l, nibble), s.and(s.shl16_halves(h, [4, 2]), top));
+    [first, s.or(s.and(s.shr16(l, 4), nibble), s.and(s.shr16_halves(h, [0, 2]), top))]
+}
+
+/// The scales of a block of `LANES` rows.
+struct Scales<S: Simd> {
+    d: S::F,
+    bytes: [S::V; 4],
+}
+
+impl<S: Simd> Scales<S> {
+    #[inline(always)]
+    fn read(s: S, rows: &Rows<'_>, at: usize) -> Scales<S> {
+        Scales { d: s.rows_f16(rows, at + D), bytes: s.transpose(s.rows_quad(rows, at + SCALES)) }
+    }
+
+    /// Those of both halves of the 32 elements number `j`.
+    #[inline(always)]
+    fn get(&self, s: S, j: usize) -> [S::F; 2] {
+        let scale = |i: u32| s.mul(self.d, s.to_f(s.byte_i(self.bytes[j / 2], j as u32 % 2 * 2 + i)));
+        [scale(0), scale(1)]
     }
 }
 

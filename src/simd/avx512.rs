@@ -7,6 +7,9 @@
 //! | `lookup` | vpshufb zmm | 1 / 1 | 1 / 1 |
 //! | `spread_bits` | vpshufb + vptestmb + vpmovm2b | 1 + 5 + 1 | 1 + 3 + 3 |
 //! | `transpose` | vpunpck{l,h}{dq,qdq} zmm | 1 / 1 | 1 / 1 |
+//! | `dot_long` | vpdpbusd zmm, then vpunpck and vpaddd | 4 / 1 | 5 / 1 |
+//! | `transpose_parts` | vshufi32x4 zmm | 3 / 1 | 3 / 1 |
+//! | `shl16_halves` | vpsllvw zmm | 1 / 1 | 1 / 1 |
 //! | `f16_lanes` | vpmovdw + vcvtph2ps zmm | 3 to 5 / 1 | 4 + 7 |
 //! | `fma` | vfmadd231ps zmm | 4 / 1 | 4 / 1 to 2 |
 
@@ -42,6 +45,13 @@ fn part(a: &[i8; 16]) -> __m512i {
     unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(a.as_ptr().cast())) }
 }
 
+/// `n[0]` in the first sixteen 16-bit elements, `n[1]` in the others.
+#[inline(always)]
+fn halves(n: [u16; 2]) -> __m512i {
+    // SAFETY: AVX-512 by the token.
+    unsafe { _mm512_inserti64x4::<1>(_mm512_set1_epi16(n[0] as i16), _mm256_set1_epi16(n[1] as i16)) }
+}
+
 /// Lane `4 l + i` is the sum of part `l` of vector `i`.
 #[inline(always)]
 fn sum_parts(q: [__m512i; 4]) -> __m512i {
@@ -59,6 +69,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const SIGNED_BIAS: i32 = 128;
     const TILE_PANELS: usize = 3;
+    const LONG: bool = true;
 
     #[inline(always)]
     fn splat8(self, v: u8) -> __m512i {
@@ -179,6 +190,44 @@ impl Simd for Avx512 {
         unsafe {
             let z = _mm512_setzero_si512();
             sum_parts(quad!(I => _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(z, lo[I], a), hi[I], b)))
+        }
+    }
+    #[inline(always)]
+    fn load_twice(self, v: &[u8]) -> __m512i {
+        // SAFETY: token; the slice is checked to hold 32 bytes.
+        unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(v[..32].as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn shl16_halves(self, v: __m512i, n: [u16; 2]) -> __m512i {
+        // SAFETY: token.
+        unsafe { _mm512_sllv_epi16(v, halves(n)) }
+    }
+    #[inline(always)]
+    fn shr16_halves(self, v: __m512i, n: [u16; 2]) -> __m512i {
+        // SAFETY: token.
+        unsafe { _mm512_srlv_epi16(v, halves(n)) }
+    }
+    #[inline(always)]
+    fn dot_long(self, w: [__m512i; 4], a: [&[i8; 32]; 2]) -> __m512i {
+        // SAFETY: token; 32 bytes of each are readable.
+        unsafe {
+            let [a, b] = a.map(|a| _mm256_loadu_si256(a.as_ptr().cast()));
+            let (a, z) = (_mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b), _mm512_setzero_si512());
+            sum_parts(quad!(I => _mm512_dpbusd_epi32(z, w[I], a)))
+        }
+    }
+    #[inline(always)]
+    fn transpose_parts(self, q: [__m512i; 4]) -> [__m512i; 4] {
+        // SAFETY: token.
+        unsafe {
+            let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(q[0], q[1]), _mm512_shuffle_i32x4::<0x44>(q[2], q[3]));
+            let (ef, gh) = (_mm512_shuffle_i32x4::<0xee>(q[0], q[1]), _mm512_shuffle_i32x4::<0xee>(q[2], q[3]));
+            [
+                _mm512_shuffle_i32x4::<0x88>(ab, cd),
+                _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+                _mm512_shuffle_i32x4::<0x88>(ef, gh),
+                _mm512_shuffle_i32x4::<0xdd>(ef, gh),
+            ]
         }
     }
     #[inline(always)]

@@ -86,6 +86,17 @@ impl<'a> Rows<'a> {
         unsafe { self.base.add(row * self.stride + at) }
     }
 
+    /// Bytes `at .. at + len` of row `row`.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    #[inline(always)]
+    pub fn row(&self, row: usize, at: usize, len: usize) -> &'a [u8] {
+        assert!(row < self.lanes && len <= self.stride && at <= self.stride - len, "read outside the row");
+        // SAFETY: row < lanes and at + len <= stride, so the bytes lie inside the rows checked in `new`, which live for 'a.
+        unsafe { std::slice::from_raw_parts(self.base.add(row * self.stride + at), len) }
+    }
+
     /// Asks the second-level cache for `len` bytes that will be wanted when this many more have been used up: one and a half times
     /// these rows, or `AHEAD` where they are short, for memory answers no faster then. (The first level would not hold two groups of
     /// long rows.) `from` is what has been asked for so far. A hint: nothing need be there.
@@ -140,6 +151,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const QUERY_ROWS: usize = 4;
     /// Whether the words for pairs of columns are faster than two products.
     const PAIRS: bool = false;
+    /// Whether a vector holds 64 bytes and the words for long pieces of rows are there.
+    const LONG: bool = false;
 
     // --- bytes and integers
     fn splat8(self, v: u8) -> Self::V;
@@ -199,6 +212,28 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn end_pair(self, acc: [Self::V; 2]) -> [Self::V; 2] {
         acc
+    }
+
+    // --- 64 bytes of one row at a time, where `LONG`
+    /// 32 bytes, twice.
+    fn load_twice(self, _v: &[u8]) -> Self::V {
+        unreachable!("LONG is false")
+    }
+    /// [`Simd::shl16`] by `n[0]` in the first half of the vector, by `n[1]` in the second.
+    fn shl16_halves(self, _v: Self::V, _n: [u16; 2]) -> Self::V {
+        unreachable!("LONG is false")
+    }
+    /// [`Simd::shr16`] likewise.
+    fn shr16_halves(self, _v: Self::V, _n: [u16; 2]) -> Self::V {
+        unreachable!("LONG is false")
+    }
+    /// Four rows of 64 codes: lane `4 l + i` is the dot of part `l` of `w[i]` with part `l` of the activations.
+    fn dot_long(self, _w: [Self::V; 4], _a: [&[i8; 32]; 2]) -> Self::V {
+        unreachable!("LONG is false")
+    }
+    /// Part `i` of vector `l` is part `l` of `q[i]`.
+    fn transpose_parts(self, _q: [Self::V; 4]) -> [Self::V; 4] {
+        unreachable!("LONG is false")
     }
 
     // --- reads from a group of rows
@@ -597,6 +632,32 @@ mod tests {
                 for r in 0..S::LANES {
                     let want = (column(r, m, &a, from) + 5, column(r, m, &b, from) - 7);
                     assert_eq!((x[r], y[r]), (want.0 as f32, want.1 as f32), "pair, codes up to {m} from {from}, row {r}");
+                }
+            }
+            if S::LONG {
+                // Four rows of 64 bytes that begin at bytes 0, 1, 2 and 3.
+                let long = quad!(I => s.load_bytes(&bytes[I..]));
+                let codes = mask(63, long);
+                let dots = lanes(s.dot_long(codes, [&a, &b]));
+                let across = s.transpose_parts(long);
+                for r in 0..4 {
+                    for part in 0..4 {
+                        let x = if part < 2 { &a } else { &b };
+                        let want: i32 = (0..16).map(|e| i32::from(bytes[r + 16 * part + e] & 63) * i32::from(x[part % 2 * 16 + e])).sum();
+                        assert_eq!(dots[4 * part + r], want as f32, "long dot of row {r}, part {part}");
+                        for e in 0..16 {
+                            let got = lanes(s.byte_u(across[part], e as u32 % 4))[4 * r + e / 4];
+                            assert_eq!(got, f32::from(bytes[r + 16 * part + e]), "part {part} of row {r}");
+                        }
+                    }
+                }
+                let twice = s.load_twice(&bytes);
+                let (left, right) = (s.shl16_halves(twice, [3, 5]), s.shr16_halves(twice, [2, 7]));
+                for e in 0..32 {
+                    let v = u16::from_le_bytes([bytes[2 * e % 32], bytes[2 * e % 32 + 1]]);
+                    let (low, high) = (2 * e as u32 % 4, (2 * e as u32 + 1) % 4);
+                    let at = |v: S::V| lanes(s.byte_u(v, low))[e / 2] + 256.0 * lanes(s.byte_u(v, high))[e / 2];
+                    assert_eq!((at(left), at(right)), (f32::from(v << [3, 5][e / 16]), f32::from(v >> [2, 7][e / 16])), "word {e}");
                 }
             }
             let halves: Vec<u8> = (0..S::LANES).flat_map(|i| half::f16::from_f32(i as f32 * 0.37 - 2.0).to_le_bytes()).collect();

@@ -2,7 +2,7 @@
 
 use super::activations::Panel;
 use super::{BLOCK, Matrix, Multiply};
-use crate::quant::{Block, Shape, Sink};
+use crate::quant::{Block, LongSink, Shape, Sink};
 use crate::simd::{I8, Rows, Simd, Task};
 use std::marker::PhantomData;
 
@@ -23,10 +23,14 @@ impl<B: Block> Task for Single<'_, B> {
         repeat_few::<S>(w, &mut work.few);
         let (sums, _) = sums.two::<S::F, u8>(columns.len().div_ceil(S::LANES), 0);
         for (k, out) in sums.iter_mut().enumerate() {
-            let group = group::<S>(w, &work.few, columns.start + k * S::LANES);
-            let mut sink = VecSink::<S, B> { s, x: x.single.iter(), sum: s.splat(0.0), rows: group, ahead: 0, format: PhantomData };
+            let rows = group::<S>(w, &work.few, columns.start + k * S::LANES);
+            let mut sink = VecSink::<S, B> { s, x: &x.single, sum: s.splat(0.0), rows, ahead: 0, format: PhantomData };
             for at in (0..w.row_bytes).step_by(B::BYTES) {
-                B::unpack(s, &group, at, &mut sink);
+                if S::LONG && B::LONG {
+                    B::unpack_long(s, &rows, at, &mut sink);
+                } else {
+                    B::unpack(s, &rows, at, &mut sink);
+                }
             }
             *out = sink.sum;
         }
@@ -73,7 +77,8 @@ pub(super) use by_code;
 /// Multiplies with one activation row.
 struct VecSink<'a, S: Simd, B> {
     s: S,
-    x: std::slice::Iter<'a, Panel<1>>,
+    /// What is left of it.
+    x: &'a [Panel<1>],
     sum: S::F,
     rows: Rows<'a>,
     /// How many bytes of the following groups have been asked for.
@@ -81,15 +86,46 @@ struct VecSink<'a, S: Simd, B> {
     format: PhantomData<B>,
 }
 
+impl<S: Simd, B: Block> VecSink<'_, S, B> {
+    /// Asks for as many bytes as `elements` of the rows are: as many as are used up, and a few lines at a time, or the requests queue up.
+    #[inline(always)]
+    fn ask(&mut self, elements: usize) {
+        let used = B::BYTES * S::LANES * elements / B::LEN;
+        self.rows.prefetch_following(self.ahead, used);
+        self.ahead += used;
+    }
+}
+
 impl<S: Simd, B: Block> Sink<S> for VecSink<'_, S, B> {
     #[inline(always)]
     fn take(&mut self, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]) {
-        // As many bytes ahead as are used up here: a few lines at a time, or the requests queue up.
-        let used = B::BYTES * S::LANES * BLOCK / B::LEN;
-        let Some(x) = self.x.next() else { return };
+        let Some((x, rest)) = self.x.split_first() else { return };
+        self.x = rest;
         self.sum = multiply::<S, B::Shape>(self.s, x, self.sum, lo, hi, scale, shift);
-        self.rows.prefetch_following(self.ahead, used);
-        self.ahead += used;
+        self.ask(BLOCK);
+    }
+}
+
+impl<S: Simd, B: Block> LongSink<S> for VecSink<'_, S, B> {
+    #[inline(always)]
+    fn dots(&mut self, first: [S::V; 4], second: [S::V; 4]) -> [S::V; 2] {
+        let (s, zero) = (self.s, self.s.splat32(0));
+        let Some([a, b, c, d]) = self.x.first_chunk() else { return [zero; 2] };
+        // Four of sixteen rows.
+        self.ask(BLOCK);
+        [s.dot_long(first, [&a.codes[0], &b.codes[0]]), s.dot_long(second, [&c.codes[0], &d.codes[0]])]
+    }
+
+    #[inline(always)]
+    fn join(&mut self, dots: [[S::V; 2]; 4], scales: [[S::F; 2]; 4]) {
+        let Some((x, rest)) = self.x.split_first_chunk::<4>() else { return };
+        self.x = rest;
+        let (s, zero) = (self.s, self.s.splat(0.0));
+        let (first, second) = (s.transpose_parts(dots.map(|d| d[0])), s.transpose_parts(dots.map(|d| d[1])));
+        for (j, x) in x.iter().enumerate() {
+            let dots = if j < 2 { [first[2 * j], first[2 * j + 1]] } else { [second[2 * j - 4], second[2 * j - 3]] };
+            self.sum = halves::<S, B::Shape>(s, x, self.sum, dots, scales[j], [zero; 2]);
+        }
     }
 }
 
@@ -97,13 +133,18 @@ impl<S: Simd, B: Block> Sink<S> for VecSink<'_, S, B> {
 fn multiply<S: Simd, C: Shape>(s: S, x: &Panel<1>, sum: S::F, lo: [S::V; 4], hi: [S::V; 4], scale: [S::F; 2], shift: [S::F; 2]) -> S::F {
     if C::HALVES {
         let [a, b] = x.codes[0].as_chunks::<16>().0 else { return sum };
-        let a = s.add32(by_code!(C, s.dot_rows16(lo, a)), s.splat32(x.half_start(0, 0, offset::<S, C>())));
-        let b = s.add32(by_code!(C, s.dot_rows16(hi, b)), s.splat32(x.half_start(0, 1, offset::<S, C>())));
-        join_halves::<S, C, 1>(s, [a, b], x, 0, scale, shift, sum)
+        halves::<S, C>(s, x, sum, [by_code!(C, s.dot_rows16(lo, a)), by_code!(C, s.dot_rows16(hi, b))], scale, shift)
     } else {
         let dot = s.add32(by_code!(C, s.dot_rows32(lo, hi, &x.codes[0])), s.splat32(x.start(0, offset::<S, C>())));
         join::<S, C, 1>(s, dot, x, 0, scale[0], shift[0], sum)
     }
+}
+
+/// Adds the dots of codes with the two halves of a block.
+#[inline(always)]
+fn halves<S: Simd, C: Shape>(s: S, x: &Panel<1>, sum: S::F, dots: [S::V; 2], scale: [S::F; 2], shift: [S::F; 2]) -> S::F {
+    let start = |half| s.splat32(x.half_start(0, half, offset::<S, C>()));
+    join_halves::<S, C, 1>(s, [s.add32(dots[0], start(0)), s.add32(dots[1], start(1))], x, 0, scale, shift, sum)
 }
 
 /// Adds the dot of a block with column `c` of a panel to its sum. The one place that says in which order.
