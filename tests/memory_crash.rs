@@ -606,6 +606,9 @@ fn features_of_the_future_are_refused_or_read_only_or_ignored() {
             assert!(matches!(open(&disk, Access::Write), Err(Error::Unsupported(_))));
         }
     }
+    // Sketches without mean keys in codes, around which they are made.
+    let without = open(&with(incompat, 2, 0..2), Access::Read);
+    assert!(matches!(without, Err(Error::Format { ref field, .. }) if field == "incompat"), "{:?}", without.err());
     check(&open(&with(ro_compat + 3, 4, 0..2), Access::Read).unwrap(), &states[1]);
     assert!(matches!(open(&with(ro_compat + 3, 4, 0..2), Access::Write), Err(Error::Unsupported(_))));
     let disk = with(compat, 16, 0..2);
