@@ -223,7 +223,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
     let row = h.head_count * h.value_length;
     let attended = n * row;
     // What top-k leaves out is found for each token by itself.
-    let step = if sketched.is_some() { 1 } else { n };
+    let step = if sketched.is_some() { 1 } else { n.max(1) };
     for at in (0..n).step_by(step) {
         if at > 0 && c.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
