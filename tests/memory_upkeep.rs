@@ -808,24 +808,19 @@ fn giving_up_a_document_is_no_crash() {
     assert!(m.len() > 100 && m.committed_len() == m.len());
 }
 
+/// The shape of SmolLM2-135M.
+fn smollm2(codec: Codec) -> Geometry {
+    Geometry { layers: (0..30).collect(), head_count_kv: 3, key_length: 64, value_length: 64, block_tokens: 32, codec, sketches: false }
+}
+
 #[test]
 fn little_more_is_written_than_is_kept() {
-    // The shape of SmolLM2-135M; commits as a session makes them.
-    let g = Geometry {
-        layers: (0..30).collect(),
-        head_count_kv: 3,
-        key_length: 64,
-        value_length: 64,
-        block_tokens: 32,
-        codec: Codec::F16,
-        sketches: false,
-    };
+    // Commits as a session makes them.
     // A layer's block of codes does not fill its pages: that costs room.
     for (codec, most) in [(Codec::F16, 1.05), (Codec::K8V4, 1.35)] {
         let disk = Disk::default();
         let log = Disk::default();
-        let geometry = Geometry { codec, ..g.clone() };
-        let mut m = Memory::create_on(disk.storage(), geometry, fingerprint()).unwrap().with_log_on(log.storage());
+        let mut m = Memory::create_on(disk.storage(), smollm2(codec), fingerprint()).unwrap().with_log_on(log.storage());
         let tokens = 4096;
         m.begin(Some("book"), &vec![1; tokens]).unwrap();
         let rows = vec![0.5; 512 * 192];
@@ -848,21 +843,12 @@ fn little_more_is_written_than_is_kept() {
 #[ignore = "a measurement"]
 fn what_it_costs() {
     let dir = tempfile::tempdir().unwrap();
-    let g = Geometry {
-        layers: (0..30).collect(),
-        head_count_kv: 3,
-        key_length: 64,
-        value_length: 64,
-        block_tokens: 32,
-        codec: Codec::F16,
-        sketches: false,
-    };
     let mut rng = tiny::Rng(1);
     let rows: Vec<f32> = (0..512 * 192).map(|_| rng.normal()).collect();
     let layers = vec![LayerKv { keys: &rows, values: &rows }; 30];
     for codec in [Codec::F16, Codec::K8V4, Codec::K4V4] {
         let path = dir.path().join(codec.name());
-        let mut m = Memory::create(&path, Geometry { codec, ..g.clone() }, fingerprint()).unwrap();
+        let mut m = Memory::create(&path, smollm2(codec), fingerprint()).unwrap();
         let (mut appending, mut committing, tokens) = (Duration::ZERO, Duration::ZERO, 16384);
         for i in 0..tokens / 512 {
             let start = Instant::now();

@@ -1,22 +1,21 @@
 //! The forward pass: embeddings, the layers, the output head. Reads like the papers; all shapes were checked at the door.
 
+use super::gather::gather;
 use super::hparams::Hparams;
-use super::preselect::{Candidates, EntryAddress, Sketched};
+use super::preselect::Sketched;
 use super::recall::Recall;
 use super::rope::RotarySet;
 use super::scratch::Scratch;
 use super::weights::{Layer, Linear, Weights};
 use crate::error::{Error, Result, try_grow};
 use crate::kernels::activation;
-use crate::kernels::attention::{Entries, KvSegment, Queries, QueryKind, Shape, Visibility, attention};
-use crate::kernels::codec::Codec;
+use crate::kernels::attention::{KvSegment, Queries, Visibility, attention};
 use crate::kernels::matmul::{Activations, matmul, matmul_gated, matmul_many};
 use crate::kernels::norm::{rms_norm, rms_norm_in_place};
 use crate::kernels::rotary::Rotary;
-use crate::kernels::tiles::TILE_TOKENS;
 use crate::kernels::vector::add;
 use crate::kv::Window;
-use crate::memory::{BlockView, Memory};
+use crate::memory::Memory;
 use crate::threads::Pass;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -211,15 +210,6 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
         None => None,
     };
     let mut segments = recycle(std::mem::take(&mut s.segments));
-    let shape = Shape {
-        tokens: n,
-        heads: h.head_count,
-        heads_kv: h.head_count_kv,
-        key_length: h.key_length,
-        value_length: h.value_length,
-        scale: h.attention_scale,
-        memory_top_k: c.memory_top_k,
-    };
     let row = h.head_count * h.value_length;
     let attended = n * row;
     // What top-k leaves out is found for each token by itself.
@@ -241,20 +231,16 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
                 *first += rows.start + at;
             }
             segments.push(local);
-            match (slot, fot, &candidates) {
-                (Some(slot), Some(_), Some(all)) => {
-                    candidate_segments(c.memories, slot, head, all, &mut segments, c.memory_bytes_read)?;
+            match (slot, fot) {
+                (Some(slot), Some(_)) => {
+                    let few = sketched.as_ref().zip(candidates.as_deref());
+                    gather(c.memories, slot, head, few, &mut segments, c.memory_bytes_read)?;
                 }
-                (Some(slot), Some(_), None) => {
-                    for memory in c.memories {
-                        fot_segments(memory, slot, head, &mut segments, c.memory_bytes_read)?;
-                    }
-                }
-                (Some(slot), None, _) => segments.extend(c.recall.as_deref().and_then(|recall| recall.segment(h, slot, head))),
-                _ => {}
+                (Some(slot), None) => segments.extend(c.recall.as_deref().and_then(|recall| recall.segment(h, slot, head))),
+                (None, _) => {}
             }
         }
-        let shape = Shape { tokens: step, ..shape };
+        let shape = h.attention_shape(step, c.memory_top_k);
         attention(pass, &shape, queries, &segments, &mut s.attended[at * row..(at + step) * row])?;
     }
     s.segments = recycle(segments);
@@ -359,70 +345,4 @@ fn add_residual(h: &Hparams, pass: &Pass<'_>, post_norm: Option<&[f32]>, x: &mut
         norm_rows_in_place(pass, &mut y[..n * width], weight, 1, h.rms_epsilon);
     }
     pass.for_each_chunk(&mut x[..n * width], step, |i, x| add(x, &y[i * step..][..x.len()]));
-}
-
-/// Every block of a Focused Transformer's memory.
-fn fot_segments<'a>(memory: &'a Memory, slot: usize, head: usize, segments: &mut Vec<KvSegment<'a>>, bytes_read: &mut u64) -> Result<()> {
-    for block in 0..memory.blocks() {
-        if memory.is_readable(block) {
-            fot_block(memory, slot, head, block, &[], segments, bytes_read)?;
-        }
-    }
-    Ok(())
-}
-
-/// What may count of a Focused Transformer's memories for a KV head; as many segments for each head as for that which has most.
-fn candidate_segments<'a>(
-    memories: &[&'a Memory],
-    slot: usize,
-    head: usize,
-    of_heads: &[Candidates],
-    segments: &mut Vec<KvSegment<'a>>,
-    bytes_read: &mut u64,
-) -> Result<()> {
-    let Candidates { entries, whole } = &of_heads[head];
-    let before = segments.len();
-    for (memory, block) in whole {
-        fot_block(memories[*memory], slot, head, *block, &[], segments, bytes_read)?;
-    }
-    // All are asked for before the first is touched.
-    let of_blocks = || entries.chunk_by(|a, b| (a.memory(), a.block()) == (b.memory(), b.block()));
-    of_blocks().for_each(|of| memories[of[0].memory()].prefetch_untouched(slot, of[0].block()));
-    for of in of_blocks() {
-        fot_block(memories[of[0].memory()], slot, head, of[0].block(), of, segments, bytes_read)?;
-    }
-    let most = of_heads.iter().map(|c| c.entries.len() + c.whole.len()).max().unwrap_or(0);
-    let entries = Entries::Rows { codec: Codec::F16, keys: &[], values: &[], key_stride: 0, value_stride: 0 };
-    let nothing = KvSegment { entries, len: 0, query: QueryKind::Memory, visibility: Visibility::All };
-    segments.resize(before + most, nothing);
-    Ok(())
-}
-
-/// A block of a Focused Transformer's memory, or `some` of its entries if that is not empty. It is seen by every query: it is all older than the window.
-fn fot_block<'a>(
-    memory: &'a Memory,
-    slot: usize,
-    head: usize,
-    block: usize,
-    some: &[EntryAddress],
-    segments: &mut Vec<KvSegment<'a>>,
-    bytes_read: &mut u64,
-) -> Result<()> {
-    let both = memory.keys(slot, head, block).and_then(|keys| Ok((keys, memory.values(slot, head, block)?)));
-    let Some((keys, values)) = memory.or_drop(block, both)? else { return Ok(()) };
-    let mut push = |keys: BlockView<'a>, values: BlockView<'a>| {
-        *bytes_read += (keys.bytes.len() + values.bytes.len()) as u64;
-        segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query: QueryKind::Memory, visibility: Visibility::All });
-    };
-    if some.is_empty() {
-        push(keys, values);
-        return Ok(());
-    }
-    // Entries that lie together, or in the same tile, are one segment.
-    let apart = if keys.codec.is_quantised() { TILE_TOKENS } else { 1 };
-    for run in some.chunk_by(|a, b| b.at() / apart <= a.at() / apart + 1) {
-        let tokens = run[0].at()..run[run.len() - 1].at() + 1;
-        push(keys.part(tokens.clone()), values.part(tokens));
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@ use super::fot::Fot;
 use super::rope::RopeScaling;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, keys};
+use crate::kernels::attention::Shape;
 
 /// Sizes and constants of a model.
 #[derive(Debug)]
@@ -125,6 +126,19 @@ impl Hparams {
     /// The Focused Transformer's settings if layer `l` is one of its memory layers.
     pub fn fot_layer(&self, l: usize) -> Option<&Fot> {
         self.fot.as_ref().filter(|_| self.memory_slot[l].is_some())
+    }
+
+    /// What attention is told of `tokens` tokens.
+    pub fn attention_shape(&self, tokens: usize, memory_top_k: usize) -> Shape {
+        Shape {
+            tokens,
+            heads: self.head_count,
+            heads_kv: self.head_count_kv,
+            key_length: self.key_length,
+            value_length: self.value_length,
+            scale: self.attention_scale,
+            memory_top_k,
+        }
     }
 
     /// Query heads that share a KV head.

@@ -7,6 +7,7 @@ pub mod arch;
 mod fingerprint;
 pub mod forward;
 mod fot;
+mod gather;
 mod hparams;
 mod preselect;
 pub mod recall;

@@ -1,7 +1,7 @@
 //! Which entries of a Focused Transformer's memory are worth a look: top-k attends to a hundred keys of a million, and to find them by
 //! their scores it would have to read the million.
 //!
-//! Sketches (`kernels/sketch.rs`) estimate every score from an eighth of the bytes of f16 keys. Of the best by these estimates, several for
+//! Sketches (`kernels/sketch.rs`) estimate every score from a sixth of the bytes of f16 keys. Of the best by these estimates, several for
 //! each that will count, the keys are read and scored, by attention itself, which then counts the best k of them. What has no sketch (a
 //! session's own memory in RAM, files of before, damaged ones) is scored key by key as ever.
 //!
@@ -52,19 +52,12 @@ impl EntryAddress {
     }
 }
 
-/// What may count of the memories, for one KV head.
-#[derive(Debug, Default)]
-pub struct Candidates {
-    /// Entries by their sketches, in order, each once.
-    pub entries: Vec<EntryAddress>,
-    /// Blocks without sketches, (memory, block), in order.
-    pub whole: Vec<(usize, usize)>,
-}
-
 /// The sketches of all memories for one layer slot.
 pub struct Sketched<'a> {
     /// For each KV head those of each memory.
     heads: Vec<Vec<(usize, Sketches<'a>)>>,
+    /// Readable blocks that are in none of them, (memory, block), in order.
+    unsketched: Vec<(usize, usize)>,
     memories: &'a [&'a Memory],
     k: usize,
 }
@@ -87,15 +80,28 @@ impl<'a> Sketched<'a> {
             }
             heads.push(of_head);
         }
-        Ok(Some(Sketched { heads, memories, k }))
+        // A segment has sketches of all heads or of none.
+        let unsketched = blocks_without(memories, heads.first().map_or(&[], Vec::as_slice))?;
+        Ok(Some(Sketched { heads, unsketched, memories, k }))
     }
 
-    /// Candidates of one token's queries, `(heads, key_length)`, for each KV head. Adds the bytes of sketches that were read to `bytes_read`.
+    /// Blocks without sketches, (memory, block): all of their keys are scored.
+    pub fn unsketched(&self) -> &[(usize, usize)] {
+        &self.unsketched
+    }
+
+    /// Sketched entries that may count for one token's queries, `(heads, key_length)`: for each KV head in order, each once. Adds the bytes of sketches that were read to `bytes_read`.
     /// None if a query holds what is not a number.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory).
-    pub fn candidates(&self, pass: &Pass<'_>, h: &Hparams, queries: &[f32], bytes_read: &mut u64) -> Result<Option<Vec<Candidates>>> {
+    pub fn candidates(
+        &self,
+        pass: &Pass<'_>,
+        h: &Hparams,
+        queries: &[f32],
+        bytes_read: &mut u64,
+    ) -> Result<Option<Vec<Vec<EntryAddress>>>> {
         let (group, d) = (h.group(), h.key_length);
         let mut loaded = Vec::new();
         try_reserve(&mut loaded, "queries", h.head_count)?;
@@ -132,44 +138,39 @@ impl<'a> Sketched<'a> {
             let of_head = unit.head * group..(unit.head + 1) * group;
             unit.found = unit.scan(self.memories, &loaded[of_head.clone()], &queries[of_head.start * d..of_head.end * d], wanted);
         });
-        let mut out: Vec<Candidates> = (0..self.heads.len()).map(|_| Candidates::default()).collect();
-        for (head, (candidates, of_head)) in out.iter_mut().zip(&self.heads).enumerate() {
-            let mut rows: Vec<Best> = (0..group).map(|_| Best::default()).collect();
-            for unit in units.iter_mut().filter(|u| u.head == head) {
-                *bytes_read += unit.bytes;
-                for (best, row) in rows.iter_mut().zip(std::mem::replace(&mut unit.found, Ok(Vec::new()))?) {
-                    best.join(wanted, row)?;
-                }
+        let mut best: Vec<Best> = (0..h.head_count).map(|_| Best::default()).collect();
+        for unit in units {
+            *bytes_read += unit.bytes;
+            for (best, found) in best[unit.head * group..].iter_mut().zip(unit.found?) {
+                best.join(wanted, found)?;
             }
-            for best in rows {
-                try_reserve(&mut candidates.entries, "candidates of a memory", best.found.len())?;
-                candidates.entries.extend(best.found.iter().map(|(_, at)| *at));
-            }
-            candidates.entries.sort_unstable();
-            candidates.entries.dedup();
-            self.unsketched(of_head, &mut candidates.whole)?;
         }
-        Ok(Some(out))
+        let of_heads = best.chunks_exact(group).map(|rows| {
+            let mut entries = Vec::new();
+            try_reserve(&mut entries, "candidates of a memory", rows.iter().map(|best| best.found.len()).sum())?;
+            entries.extend(rows.iter().flat_map(|best| &best.found).map(|(_, at)| *at));
+            entries.sort_unstable();
+            entries.dedup();
+            Ok(entries)
+        });
+        of_heads.collect::<Result<_>>().map(Some)
     }
+}
 
-    /// Readable blocks that are in none of the sketches.
-    fn unsketched(&self, of_head: &[(usize, Sketches<'a>)], whole: &mut Vec<(usize, usize)>) -> Result<()> {
-        let mut sketched = of_head.iter().peekable();
-        for (i, memory) in self.memories.iter().enumerate() {
-            let mut block = 0;
-            while block < memory.blocks() {
-                let next = sketched.peek().filter(|(of, _)| *of == i).map(|(_, s)| s.blocks.clone());
-                let gap = block..next.as_ref().map_or(memory.blocks(), |blocks| blocks.start);
-                try_reserve(whole, "blocks of a memory", gap.len())?;
-                whole.extend(gap.clone().filter(|block| memory.is_readable(*block)).map(|block| (i, block)));
-                block = next.as_ref().map_or(gap.end, |blocks| blocks.end);
-                if next.is_some() {
-                    sketched.next();
-                }
-            }
+/// Readable blocks that are in none of the sketches.
+fn blocks_without(memories: &[&Memory], sketches: &[(usize, Sketches<'_>)]) -> Result<Vec<(usize, usize)>> {
+    let (mut out, mut sketched) = (Vec::new(), sketches.iter().peekable());
+    for (i, memory) in memories.iter().enumerate() {
+        let mut block = 0;
+        while block < memory.blocks() {
+            let next = sketched.next_if(|(of, _)| *of == i).map(|(_, sketches)| &sketches.blocks);
+            let gap = block..next.map_or(memory.blocks(), |blocks| blocks.start);
+            try_reserve(&mut out, "blocks of a memory", gap.len())?;
+            out.extend(gap.clone().filter(|block| memory.is_readable(*block)).map(|block| (i, block)));
+            block = next.map_or(gap.end, |blocks| blocks.end);
         }
-        Ok(())
     }
+    Ok(out)
 }
 
 /// Consecutive blocks of the memories for one KV head.

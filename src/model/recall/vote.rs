@@ -3,7 +3,7 @@
 
 use super::BlockAddress;
 use crate::error::{Error, Result, try_grow, try_with_capacity, try_zeroed};
-use crate::kernels::attention::{KvSegment, Queries, QueryKind, Shape, Visibility, best_scores};
+use crate::kernels::attention::{KvSegment, Queries, QueryKind, Visibility, best_scores};
 use crate::kernels::vector;
 use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
@@ -117,15 +117,7 @@ impl Found {
                 segments.push(KvSegment { entries: keys.entries(&values), len: keys.len, query, visibility });
             }
         }
-        let shape = Shape {
-            tokens: rows / h.head_count,
-            heads: h.head_count,
-            heads_kv: h.head_count_kv,
-            key_length: h.key_length,
-            value_length: h.value_length,
-            scale: h.attention_scale,
-            memory_top_k: 0,
-        };
+        let shape = h.attention_shape(rows / h.head_count, 0);
         let mut best: Vec<f32> = try_zeroed("votes", rows * extents.len())?;
         best_scores(&shape, Queries { local: queries, memory: &[] }, &segments, &mut best)?;
         for (logits, best) in self.logits.chunks_exact_mut(blocks.len()).zip(best.chunks_exact(extents.len().max(1))) {
