@@ -64,6 +64,9 @@
  *
  *   A wrong length beside a pointer to valid memory cannot be noticed: the library reads what it was told to read.
  *   A process that forks must open its models and sessions after the fork.
+ *   While the file of a Focused Transformer's memory is mapped, the process's handler of SIGBUS is the library's, so that a file that is
+ *   cut short or a failing disk is LOCI_CORRUPT and not the end of the process. What is not about such a file goes on to the handler
+ *   that was there before, which comes back when the last of these files is closed.
  */
 #ifndef LOCI_H
 #define LOCI_H

@@ -32,8 +32,8 @@
 //! An application needs [`model`], [`session`], [`memory`] and [`tokenizer`], which keep to semantic versioning. The rooms below are open
 //! for tools and for the curious, and change as they must.
 //!
-//! What holds everywhere: the library prints nothing (it uses [`log`]) and never exits; `unsafe` stands in `bytes/map.rs`, `threads.rs`
-//! and `simd/` alone; results are the same bits for any number of threads; files are untrusted, and what is wrong with one is an
+//! What holds everywhere: the library prints nothing (it uses [`log`]) and never exits; `unsafe` stands in `bytes/map.rs`, `bytes/guard.rs`,
+//! `threads.rs` and `simd/` alone; results are the same bits for any number of threads; files are untrusted, and what is wrong with one is an
 //! [`Error`] that says where; what [`memory::Memory::commit`] has acknowledged survives a power cut.
 #![deny(unsafe_code)]
 

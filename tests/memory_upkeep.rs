@@ -10,6 +10,8 @@ mod disk;
 use common::tiny::{self, TinyOptions};
 use disk::{Disk, Fate, Moment, Op, Rng};
 use loci::Error;
+#[cfg(unix)]
+use loci::bytes::{FileStorage, Map, Storage};
 use loci::memory::{Access, Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source};
 use loci::model::{Model, ModelOptions};
 use loci::sampler::SamplerOptions;
@@ -590,6 +592,61 @@ fn a_file_cut_under_a_session_is_an_error_not_a_signal() {
     let e = s.prefill(&ids(20, 3), &mut quiet()).expect_err("cut short");
     assert!(matches!(e, Error::Corrupt { .. }), "{e}");
     assert_eq!((s.len(), memory.read().unwrap().stats().dropped_blocks), (20, 0), "no block is to blame");
+}
+
+/// A file that is cut short as soon as somebody has asked how long it is, once it is told to be.
+#[cfg(unix)]
+struct CutAfterTheLook {
+    file: FileStorage,
+    path: std::path::PathBuf,
+    armed: Arc<std::sync::atomic::AtomicBool>,
+}
+
+#[cfg(unix)]
+impl Storage for CutAfterTheLook {
+    fn len(&self) -> std::io::Result<u64> {
+        let len = self.file.len()?;
+        if self.armed.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            std::fs::OpenOptions::new().write(true).open(&self.path)?.set_len(8192)?;
+        }
+        Ok(len)
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+    fn write_all_at(&mut self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.file.sync()
+    }
+    fn map(&self, offset: u64, len: usize) -> std::io::Result<Map> {
+        self.file.map(offset, len)
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_cut_in_the_middle_of_a_pass_is_an_error_not_a_signal() {
+    let model = model(vec![0, 2]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    let armed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let storage = CutAfterTheLook { file: FileStorage::create(&path).unwrap(), path, armed: armed.clone() };
+    let memory = shared(Memory::create_on(Box::new(storage), model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = session(&model);
+    s.remember(&memory, &ids(300, 1), None, &mut quiet()).unwrap();
+    memory.write().unwrap().commit().unwrap();
+    s.attach_memory(memory.clone()).unwrap();
+    let kept = s.prefill(&ids(20, 2), &mut quiet()).map(|_| s.len()).unwrap();
+    armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    let e = s.prefill(&ids(20, 3), &mut quiet()).expect_err("cut short while it is read");
+    assert!(matches!(e, Error::Corrupt { .. }) && e.to_string().contains("truncated"), "{e}");
+    assert_eq!((s.len(), armed.load(std::sync::atomic::Ordering::SeqCst)), (kept, false));
+    // The session itself is as it was, and lives on without that memory.
+    s.detach_memories();
+    s.prefill(&ids(20, 3), &mut quiet()).unwrap();
+    assert_eq!(s.len(), kept + 20);
 }
 
 /// Reads a document into a memory on disks and stops as a crash would, after `until` tokens; gives the disks.

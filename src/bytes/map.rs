@@ -2,9 +2,11 @@
 //!
 //! Invariant: the mapped file must not be truncated while the map lives (the kernel would answer an access with SIGBUS).
 //! Model files are opened read-only and expected to be left alone, as every mmap-based runtime does; memory files are
-//! append-only and their writer never shrinks them below the committed length.
+//! append-only and their writer never shrinks them below the committed length, and as they are long and live on what a phone or a
+//! board has for a disk, their maps are guarded ([`Map::guarded`]).
 #![allow(unsafe_code)]
 
+use super::guard::Guard;
 use crate::bytes::AlignedBytes;
 use crate::error::{Error, Result};
 use std::fs::File;
@@ -20,6 +22,8 @@ enum Backing {
 
 /// A whole file, or a part of one, mapped read-only; or bytes in memory under the same face.
 pub struct Map {
+    /// Before the map in the order of dropping: it must not outlive what it watches.
+    guard: Option<Guard>,
     backing: Backing,
 }
 
@@ -46,17 +50,47 @@ impl Map {
         // SAFETY: the map is private to this struct and only handed out as `&[u8]`; the module's invariant (the file is not
         // truncated while mapped) is the documented contract of opening a model or a memory.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(file)? };
-        Ok(Map { backing: Backing::Mapped(map) })
+        Ok(Map::of(Backing::Mapped(map)))
+    }
+
+    fn of(backing: Backing) -> Map {
+        Map { guard: None, backing }
+    }
+
+    /// From now on a page that cannot be had (the file is cut short, the disk has an error) reads as zeros, and [`Map::may_have_lost`] says so,
+    /// instead of ending the process, where the system allows that.
+    pub fn guarded(mut self) -> Map {
+        if self.guard.is_none() && self.is_file_backed() {
+            let range = self.as_ptr_range();
+            self.guard = Guard::new(range.start as usize..range.end as usize);
+        }
+        self
+    }
+
+    /// Times that a page of a guarded map could not be had so far.
+    pub fn lost_pages(&self) -> u64 {
+        self.guard.as_ref().map_or(0, Guard::lost_pages)
+    }
+
+    /// Where the first of those pages begins.
+    pub fn first_lost(&self) -> Option<usize> {
+        self.guard.as_ref().and_then(Guard::first_lost).map(|page| page.saturating_sub(self.as_ptr() as usize))
+    }
+
+    /// True if one of those pages may have been in `range`: what is read there may be zeros.
+    pub fn may_have_lost(&self, range: &Range<usize>) -> bool {
+        let start = self.as_ptr() as usize;
+        self.guard.as_ref().is_some_and(|guard| guard.may_have_lost(&(start + range.start..start + range.end)))
     }
 
     /// Bytes that live in memory, for models and memories that come from a buffer.
     pub fn owned(bytes: Vec<u8>) -> Map {
-        Map { backing: Backing::Owned(bytes.into_boxed_slice()) }
+        Map::of(Backing::Owned(bytes.into_boxed_slice()))
     }
 
     /// Bytes that live in memory and start at a multiple of 64, as those of a file do.
     pub fn aligned(bytes: AlignedBytes) -> Map {
-        Map { backing: Backing::Aligned(bytes) }
+        Map::of(Backing::Aligned(bytes))
     }
 
     /// Tells the kernel that this range will be read soon, so that the first touch finds it in memory. A hint only.

@@ -2,6 +2,7 @@
 
 mod aligned;
 mod cursor;
+mod guard;
 mod map;
 mod storage;
 

@@ -257,6 +257,6 @@ impl Storage for FileStorage {
         self.file.sync_data()
     }
     fn map(&self, offset: u64, len: usize) -> io::Result<Map> {
-        Map::of_file(&self.file, offset, len as u64)
+        Ok(Map::of_file(&self.file, offset, len as u64)?.guarded())
     }
 }

@@ -218,7 +218,9 @@ fn copy(
         if !old.is_readable(block) {
             continue;
         }
+        let lost_pages = Memory::lost_pages(&[old]);
         let mut read = rows_of(old, block, span.len).and_then(|rows| Ok(Some((old.tokens(tokens.clone())?, rows))));
+        read = read.and_then(|read| Memory::check_unlost(&[old], lost_pages).map(|()| read));
         if drop_damaged {
             read = old.or_drop(block, read).map(Option::flatten);
         }

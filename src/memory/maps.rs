@@ -54,7 +54,22 @@ impl Maps {
             }
         };
         let start = (offset - range.offset) as usize;
-        usize::try_from(len).ok().and_then(|len| map.get(start..start.checked_add(len)?)).ok_or_else(outside)
+        let bytes = usize::try_from(len).ok().and_then(|len| map.get(start..start.checked_add(len)?)).ok_or_else(outside)?;
+        if map.may_have_lost(&(start..start + bytes.len())) {
+            let what = "a page here could not be read: the disk has an error, or the file was cut short";
+            return Err(Error::Corrupt { file: FILE, offset, what: what.into() });
+        }
+        Ok(bytes)
+    }
+
+    /// Where in the file the first page lies that could not be had.
+    pub fn first_lost(&self) -> Option<u64> {
+        self.ranges.iter().find_map(|r| Some(r.offset + r.map.get()?.first_lost()? as u64))
+    }
+
+    /// Times that a page of the maps that there are could not be had.
+    pub fn lost_pages(&self) -> u64 {
+        self.ranges.iter().filter_map(|r| r.map.get()).map(Map::lost_pages).sum()
     }
 
     /// Asks the system to read these bytes ahead; only a hint, and only for what is mapped.

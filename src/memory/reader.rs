@@ -4,7 +4,7 @@
 //! fails is dropped by itself, not the memory. What a search reads is in `scan.rs`.
 
 use super::Memory;
-use super::format::{Section, parse_spans};
+use super::format::{FILE, Section, parse_spans};
 use super::geometry::Side;
 use super::index::LayerIndex;
 use super::page::Block;
@@ -216,6 +216,24 @@ impl Memory {
     /// reading.
     pub fn check_length(&self) -> Result<()> {
         self.store.as_ref().map_or(Ok(()), |s| not_truncated(&*s.storage, s.tip().end))
+    }
+
+    /// Times that a page of the files could not be had while it was read in place. Who reads in place asks before and after
+    /// ([`Memory::check_unlost`]), and throws away what came of the reading if there are more.
+    pub fn lost_pages(memories: &[&Memory]) -> u64 {
+        memories.iter().filter_map(|m| m.store.as_ref()).map(|s| s.maps.lost_pages()).sum()
+    }
+
+    /// [`Error::Corrupt`] if some of what was read in place since [`Memory::lost_pages`] was `before` may have been zeros that the files have
+    /// not: somebody has cut one short, or a disk has an error. Who reads again is told the place.
+    pub fn check_unlost(memories: &[&Memory], before: u64) -> Result<()> {
+        if Memory::lost_pages(memories) == before {
+            return Ok(());
+        }
+        memories.iter().try_for_each(|m| m.check_length())?;
+        let lost = memories.iter().filter_map(|m| m.store.as_ref()).find_map(|s| s.maps.first_lost());
+        let what = "this page of the file could not be read while it was in use: the disk has an error, or had one";
+        Err(Error::Corrupt { file: FILE, offset: lost.unwrap_or(0), what: what.into() })
     }
 
     pub(super) fn check_layer_slot(&self, layer_slot: usize) -> Result<()> {

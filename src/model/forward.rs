@@ -62,7 +62,10 @@ pub struct Context<'a> {
 
 /// Computes `tokens` after what the window holds. On error the window is as before.
 pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], mut outputs: Outputs<'_>) -> Result<()> {
-    let computed = layers(h, w, pass, c, tokens, &outputs).and_then(|()| output(h, w, pass, c.scratch, tokens.len(), &mut outputs));
+    let lost_pages = Memory::lost_pages(c.memories);
+    let computed = layers(h, w, pass, c, tokens, &outputs)
+        .and_then(|()| Memory::check_unlost(c.memories, lost_pages))
+        .and_then(|()| output(h, w, pass, c.scratch, tokens.len(), &mut outputs));
     match computed {
         Ok(()) => c.window.advance(tokens.len()),
         Err(_) => c.window.roll_back(),
