@@ -528,8 +528,8 @@ fn any_flipped_bit_is_reported_or_harmless() {
         }
     }
     assert!(proposals_lost > 2 * 2 * 4 * 8, "{proposals_lost}");
-    // Superblock copies and gaps between sections are harmless, the rest is reported.
-    assert!(reported >= 2 * 10 * PAGE && harmless >= 2 * 2 * PAGE, "{reported} {harmless}");
+    // Superblock copies, gaps between sections and behind the last extent are harmless, the rest is reported.
+    assert!(reported >= 2 * 5 * PAGE && harmless >= 2 * 2 * PAGE, "{reported} {harmless}");
 }
 
 #[test]
@@ -600,13 +600,13 @@ fn features_of_the_future_are_refused_or_read_only_or_ignored() {
     };
     let (version, compat, ro_compat, incompat) = (8, 16, 24, 32);
     for copies in [0..2, 0..1, 1..2] {
-        for (at, flag) in [(version, 3), (incompat, 8), (incompat + 7, 0x80)] {
+        for (at, flag) in [(version, 3), (incompat, 16), (incompat + 7, 0x80)] {
             let disk = with(at, flag, copies.clone());
             assert!(matches!(open(&disk, Access::Read), Err(Error::Unsupported(_))));
             assert!(matches!(open(&disk, Access::Write), Err(Error::Unsupported(_))));
         }
     }
-    // Sketches without mean keys in codes, around which they are made.
+    // Sketches without mean keys in codes, around which they are made, and sectors, which came later.
     let without = open(&with(incompat, 2, 0..2), Access::Read);
     assert!(matches!(without, Err(Error::Format { ref field, .. }) if field == "incompat"), "{:?}", without.err());
     check(&open(&with(ro_compat + 3, 4, 0..2), Access::Read).unwrap(), &states[1]);

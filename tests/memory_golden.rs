@@ -1,6 +1,6 @@
 //! The promise to those who have a memory file: every form that was ever written opens and reads as it was written. The files in
 //! `tests/data/memory` are of the version that they are named after, with mean keys as floats or (`codes`) as they are searched, and
-//! (`sketches`) with sketches of the keys; what they must hold follows from a formula.
+//! (`sketches`) with sketches of the keys, (`sectors`) with blocks padded to sectors; what they must hold follows from a formula.
 
 use loci::memory::{Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source, SourceSpan};
 use std::path::{Path, PathBuf};
@@ -93,7 +93,8 @@ fn check_sketch(tile: &[u8], slot: usize, key: &[f32], mean: &[f32], what: &str)
     assert!((f64::from(step) - squares / along).abs() <= 1e-3 * squares / along, "{what}: step {step}, not {}", squares / along);
 }
 
-fn check(m: &Memory, codec: Codec, codes: bool, sketches: bool) {
+fn check(m: &Memory, codec: Codec, features: u8) {
+    let (codes, sketches) = (features & CODES != 0, features & SKETCHES != 0);
     let tokens = COMMITS.iter().sum();
     assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec, sketches), &fingerprint()));
     assert_eq!(m.tokens(0..tokens).unwrap(), (0..tokens).map(token_id).collect::<Vec<_>>());
@@ -151,40 +152,49 @@ fn check(m: &Memory, codec: Codec, codes: bool, sketches: bool) {
     assert!(m.verify(|_, _| true).unwrap().is_empty());
 }
 
-/// Name, codec, and whether mean keys are codes, and keys are sketched.
-const VERSION_1: [(&str, Codec, bool, bool); 9] = [
-    ("v1-f32.lmem", Codec::F32, false, false),
-    ("v1-f16.lmem", Codec::F16, false, false),
-    ("v1-bf16.lmem", Codec::Bf16, false, false),
-    ("v1-codes-f32.lmem", Codec::F32, true, false),
-    ("v1-codes-f16.lmem", Codec::F16, true, false),
-    ("v1-codes-k8v4.lmem", Codec::K8V4, true, false),
-    ("v1-codes-k4v4.lmem", Codec::K4V4, true, false),
-    ("v1-sketches-f16.lmem", Codec::F16, true, true),
-    ("v1-sketches-k4v4.lmem", Codec::K4V4, true, true),
+/// Incompatible features: mean keys are codes, keys are sketched, blocks are padded to sectors.
+const CODES: u8 = 2;
+const SKETCHES: u8 = 4;
+const SECTORS: u8 = 8;
+
+/// Name, codec, features.
+const VERSION_1: [(&str, Codec, u8); 13] = [
+    ("v1-f32.lmem", Codec::F32, 0),
+    ("v1-f16.lmem", Codec::F16, 0),
+    ("v1-bf16.lmem", Codec::Bf16, 0),
+    ("v1-codes-f32.lmem", Codec::F32, CODES),
+    ("v1-codes-f16.lmem", Codec::F16, CODES),
+    ("v1-codes-k8v4.lmem", Codec::K8V4, CODES),
+    ("v1-codes-k4v4.lmem", Codec::K4V4, CODES),
+    ("v1-sketches-f16.lmem", Codec::F16, CODES | SKETCHES),
+    ("v1-sketches-k4v4.lmem", Codec::K4V4, CODES | SKETCHES),
+    ("v1-sectors-f16.lmem", Codec::F16, CODES | SECTORS),
+    ("v1-sectors-k8v4.lmem", Codec::K8V4, CODES | SECTORS),
+    ("v1-sectors-sketches-f16.lmem", Codec::F16, CODES | SKETCHES | SECTORS),
+    ("v1-sectors-sketches-k4v4.lmem", Codec::K4V4, CODES | SKETCHES | SECTORS),
 ];
 
-/// The file's incompatible features.
+/// The file's incompatible features, but for records.
 fn features(path: &Path) -> u8 {
-    std::fs::read(path).unwrap()[32]
+    std::fs::read(path).unwrap()[32] & !1
 }
 
 #[test]
 fn files_of_version_1_read_as_they_were_written() {
-    for (name, codec, codes, sketches) in VERSION_1 {
-        assert_eq!((features(&file(name)) & 2 != 0, features(&file(name)) & 4 != 0), (codes, sketches), "{name}");
-        check(&Memory::open_read_only(&file(name), Some(&fingerprint())).unwrap(), codec, codes, sketches);
+    for (name, codec, of_file) in VERSION_1 {
+        assert_eq!(features(&file(name)), of_file, "{name}");
+        check(&Memory::open_read_only(&file(name), Some(&fingerprint())).unwrap(), codec, of_file);
     }
 }
 
 #[test]
 fn files_of_version_1_can_be_written_on_and_compacted() {
-    for (name, codec, codes, sketches) in VERSION_1 {
+    for (name, codec, of_file) in VERSION_1 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::copy(file(name), &path).unwrap();
         let mut m = Memory::open(&path, None).unwrap();
-        check(&m, codec, codes, sketches);
+        check(&m, codec, of_file);
         append(&mut m, 3, "later");
         m.commit().unwrap();
         drop(m);
@@ -192,7 +202,7 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
         assert_eq!(m.len(), 36);
         assert_eq!(m.sources().unwrap()[3].label, "later");
         assert!(m.verify(|_, _| true).unwrap().is_empty());
-        assert_eq!((features(&path) & 2 != 0, features(&path) & 4 != 0), (codes, sketches), "the form stays");
+        assert_eq!(features(&path), of_file, "the form stays");
         let read = |m: &Memory| -> Vec<f32> {
             let of = |block| {
                 let mut out = vec![0.0; m.block(block).unwrap().len * 32];
@@ -205,8 +215,8 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
         drop(m);
         Memory::compact(&path, None, CompactOptions::default(), |_, _| true).unwrap();
         let m = Memory::open_read_only(&path, None).unwrap();
-        assert_eq!((features(&path) & 2, read(&m)), (2, before), "a new file has the present form");
-        assert_eq!(m.geometry().sketches, sketches, "and sketches if the old one had them");
+        let present = CODES | SECTORS | of_file & SKETCHES;
+        assert_eq!((features(&path), read(&m)), (present, before), "a new file has the present form, and sketches if the old one had them");
         assert!(m.verify(|_, _| true).unwrap().is_empty());
     }
 }
@@ -215,8 +225,8 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
 #[test]
 #[ignore = "writes tests/data/memory"]
 fn write_the_files() {
-    for (name, codec, _, sketches) in VERSION_1.into_iter().filter(|(name, ..)| !file(name).exists()) {
-        let mut m = Memory::create(&file(name), geometry(codec, sketches), fingerprint()).unwrap();
+    for (name, codec, features) in VERSION_1.into_iter().filter(|(name, ..)| !file(name).exists()) {
+        let mut m = Memory::create(&file(name), geometry(codec, features & SKETCHES != 0), fingerprint()).unwrap();
         for (i, n) in COMMITS.into_iter().enumerate() {
             append(&mut m, n, if i < 2 { "größe.txt" } else { "other" });
             m.commit().unwrap();

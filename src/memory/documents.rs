@@ -54,7 +54,7 @@ impl Memory {
         let first_token = self.len();
         let (Some(log), Some(store)) = (&mut self.log, &mut self.store) else { return Ok(false) };
         store.writable()?;
-        let row = self.geometry.extent_bytes(self.geometry.block_len()).div_ceil(self.geometry.block_len());
+        let row = store.form().extent_bytes(&self.geometry, self.geometry.block_len()).div_ceil(self.geometry.block_len());
         store.reserve((row * self.geometry.layer_count()) as u64 * tokens.len() as u64)?;
         log.write(store.uuid(), label, tokens, first_token)?;
         log.active = true;

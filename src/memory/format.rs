@@ -4,8 +4,8 @@
 //! Each page carries a CRC32C over itself in its last four bytes, so that a torn write is seen. What is parsed here is compared
 //! with what must stand there: the geometry and the number of tokens determine every other length.
 
+use super::form::Form;
 use super::geometry::PAGE_BYTES;
-use super::index::Form;
 use super::superblock::{RECORDS, Superblock};
 use super::{Geometry, SourceSpan, records};
 use crate::bytes::Cursor;
@@ -206,7 +206,9 @@ pub struct Layout {
     pub sections: [(u64, u64); 4],
     /// Start of the first extent.
     pub extents_at: u64,
-    /// Header, sections and extents; the commit page follows.
+    /// The byte after the last extent.
+    pub extents_end: u64,
+    /// Header, sections and extents, in whole pages; the commit page follows.
     pub segment_bytes: u64,
     full_extent: u64,
     last_extent: u64,
@@ -229,9 +231,10 @@ impl Layout {
             section
         });
         let extents_at = at.next_multiple_of(PAGE);
-        let (full_extent, last_extent) = (geometry.extent_bytes(block_len) as u64, geometry.extent_bytes(last_len) as u64);
-        let segment_bytes = extents_at + layers * (full_blocks as u64 * full_extent + last_extent);
-        Layout { blocks, last_len, sections, extents_at, segment_bytes, full_extent, last_extent }
+        let (full_extent, last_extent) = (form.extent_bytes(geometry, block_len) as u64, form.extent_bytes(geometry, last_len) as u64);
+        let extents_end = extents_at + layers * (full_blocks as u64 * full_extent + last_extent);
+        let segment_bytes = extents_end.next_multiple_of(PAGE);
+        Layout { blocks, last_len, sections, extents_at, extents_end, segment_bytes, full_extent, last_extent }
     }
 
     /// Start and length of an extent: layer by layer, within a layer block by block, so that a pass over one layer reads forward.

@@ -2,7 +2,8 @@
 //! arithmetic that follows from it. Everything about offsets inside a block is derived here, nowhere stored.
 //!
 //! An *extent* is one block of one layer: the keys of every head, then the values of every head. A *run* is one head's part of
-//! it, `[token][dimension]` or tiles of sixteen tokens, and starts at a multiple of 64 bytes; an extent starts at a multiple of 4 KiB.
+//! it, `[token][dimension]` or tiles of sixteen tokens, and starts at a multiple of 64 bytes; how an
+//! extent is padded is the file's form (`form.rs`).
 
 use super::Codec;
 use crate::bytes::ALIGNMENT;
@@ -146,11 +147,6 @@ impl Geometry {
             Side::Keys => head * self.run_stride(side, len),
             Side::Values => self.heads() * self.run_stride(Side::Keys, len) + head * self.run_stride(side, len),
         }
-    }
-
-    /// Bytes of an extent of `len` tokens, padding included.
-    pub(super) fn extent_bytes(&self, len: usize) -> usize {
-        self.run_offset(Side::Values, self.heads(), len).next_multiple_of(PAGE_BYTES)
     }
 
     /// Bytes of the sketches of one head's keys in a block of `len` tokens.

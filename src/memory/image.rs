@@ -5,8 +5,8 @@
 //! (u64 count; from, to), tokens (u64 count; u32 each), source spans (u64 bytes; as in a segment), then for each block the bytes of its
 //! extents with room for a full block. Summaries are computed anew; there are no sketches of what lies in RAM.
 
+use super::form::Form;
 use super::format::{SegmentHeader, encode_spans, parse_spans};
-use super::index::Form;
 use super::memory::Pending;
 use super::page::{Block, Scratch};
 use super::{Codec, Fingerprint, Geometry, Memory};
@@ -73,9 +73,9 @@ impl Memory {
         let mut blocks = Vec::new();
         let mut scratch = Scratch::new(&geometry)?;
         for len in (0..count).step_by(geometry.block_len()).map(|first| geometry.block_len().min(count - first)) {
-            let size = geometry.layer_count() * geometry.extent_bytes(geometry.block_len());
+            let size = geometry.layer_count() * Form::RAM.extent_bytes(&geometry, geometry.block_len());
             let bytes = c.take("block", size)?;
-            let mut block = Block::new(&geometry, Form::Codes)?;
+            let mut block = Block::new(&geometry, Form::RAM)?;
             block.fill(bytes, len);
             block.summarise(&geometry, &mut scratch);
             blocks.push(block);

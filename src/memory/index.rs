@@ -9,6 +9,7 @@
 //! Invariant: the radius is that around the mean *as it is kept*, so that it bounds every score whatever the encoding.
 
 use super::Geometry;
+use super::form::Form;
 use super::format::Section;
 use super::geometry::Side;
 use super::page::Block;
@@ -20,23 +21,13 @@ use crate::quant::{dequantise, quantise};
 /// Larger elements of a mean are cut to this, which every encoding holds.
 const LARGEST: f32 = 65504.0;
 
-/// How a file keeps mean keys: one form in all of its segments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// f32, `[layer slot]` of (means `[block][head]`, then radii `[block][head]`).
-    Floats,
-    /// CRC32C of each group of codes `[layer slot][head]`, radii `[layer slot][head][block]`, codes `[layer slot][head][block]`; sketches
-    /// `[layer slot][head][block]`, if the geometry says so.
-    Codes,
-}
-
 impl Form {
     /// Encoding of a mean key.
     pub fn row_type(self, geometry: &Geometry) -> TensorType {
         match self {
             Form::Floats => TensorType::F32,
-            Form::Codes if geometry.key_length.is_multiple_of(32) => TensorType::Q8_0,
-            Form::Codes => TensorType::F16,
+            _ if geometry.key_length.is_multiple_of(32) => TensorType::Q8_0,
+            _ => TensorType::F16,
         }
     }
 
@@ -50,14 +41,14 @@ impl Form {
         let blocks = tokens.div_ceil(geometry.block_len());
         match self {
             Form::Floats => (groups(geometry) * blocks) as u64 * (self.row_bytes(geometry) as u64 + 4),
-            Form::Codes if blocks == 0 => 0,
-            Form::Codes => self.sketches_at(geometry, tokens, groups(geometry), 0) as u64,
+            _ if blocks == 0 => 0,
+            _ => self.sketches_at(geometry, tokens, groups(geometry), 0) as u64,
         }
     }
 
     /// Where the CRC of a group of codes stands in the index.
     pub fn crc_at(self, geometry: &Geometry, slot: usize, head: usize) -> Option<usize> {
-        (self == Form::Codes).then(|| 4 * (slot * geometry.heads() + head))
+        (self != Form::Floats).then(|| 4 * (slot * geometry.heads() + head))
     }
 
     /// Where the radius of a block stands in the index of a segment of `blocks` blocks.
@@ -65,7 +56,7 @@ impl Form {
         let heads = geometry.heads();
         match self {
             Form::Floats => (slot + 1) * blocks * heads * self.row_bytes(geometry) + 4 * ((slot * blocks + block) * heads + head),
-            Form::Codes => 4 * groups(geometry) + 4 * ((slot * heads + head) * blocks + block),
+            _ => 4 * groups(geometry) + 4 * ((slot * heads + head) * blocks + block),
         }
     }
 
@@ -74,7 +65,7 @@ impl Form {
         let (heads, row) = (geometry.heads(), self.row_bytes(geometry));
         match self {
             Form::Floats => ((slot * blocks + block) * heads + head) * row + 4 * slot * blocks * heads,
-            Form::Codes => 4 * groups(geometry) * (1 + blocks) + ((slot * heads + head) * blocks + block) * row,
+            _ => 4 * groups(geometry) * (1 + blocks) + ((slot * heads + head) * blocks + block) * row,
         }
     }
 
@@ -117,7 +108,7 @@ impl Form {
     /// Encodes a mean key into `row` and leaves in `mean` what was kept of it; `room` is scratch.
     pub fn encode(self, geometry: &Geometry, mean: &mut [f32], room: &mut Vec<u8>, row: &mut [u8]) {
         let ty = self.row_type(geometry);
-        if self == Form::Codes {
+        if self != Form::Floats {
             mean.iter_mut().for_each(|x| *x = x.clamp(-LARGEST, LARGEST));
         }
         room.clear();

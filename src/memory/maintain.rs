@@ -3,9 +3,9 @@
 //! Healing brings back what a damaged part held, and nothing else: the index and the table of checksums follow from the keys, an extent
 //! from whoever can compute its rows again; what does not match the recorded checksum is not written.
 
+use super::form::Form;
 use super::format::Section;
 use super::geometry::Side;
-use super::index::Form;
 use super::page::{Block, Scratch};
 use super::segment::{Segment, file_len, not_truncated, recorded_crc};
 use super::{Codec, Damage, Fingerprint, Geometry, LayerKv, Memory, Source, SourceSpan};

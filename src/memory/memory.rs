@@ -3,8 +3,9 @@
 //! Invariants: blocks are numbered once and for all when their first token comes; all are full but the last one of each commit and
 //! the very last; a block is either committed (read from the file) or pending (in RAM), and both are read through one face.
 
+use super::form::Form;
 use super::format::{LABEL_BYTES_MAX, SEGMENT_TOKENS_MAX};
-use super::index::{Form, LayerIndex};
+use super::index::LayerIndex;
 use super::log::TokenLog;
 use super::page::{Block, Scratch, check_rows};
 use super::records::TokenRanges;
@@ -180,7 +181,7 @@ impl Memory {
 
     /// How its index keeps mean keys.
     pub(super) fn form(&self) -> Form {
-        self.store.as_ref().map_or(Form::Codes, Store::form)
+        self.store.as_ref().map_or(Form::RAM, Store::form)
     }
 
     pub(super) fn committed_blocks(&self) -> usize {

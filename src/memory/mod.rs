@@ -12,6 +12,7 @@
 mod chain;
 mod codec;
 mod documents;
+mod form;
 mod format;
 mod geometry;
 mod image;

@@ -3,8 +3,8 @@
 //! The summary of a block's head is the mean of its stored (not of its given) keys, as they decode, encoded as the index keeps it, and
 //! the radius: no key of the block is farther from what is kept of the mean. For a query `q`, `q·mean + |q|·radius` is thus an upper bound of every score in the block.
 
+use super::form::Form;
 use super::geometry::Side;
-use super::index::Form;
 use super::{BlockView, Geometry, LayerKv};
 use crate::bytes::AlignedBytes;
 use crate::error::{Error, Result, try_with_capacity, try_zeroed};
@@ -31,7 +31,7 @@ impl Block {
     pub fn new(geometry: &Geometry, form: Form) -> Result<Block> {
         let heads = geometry.layer_count() * geometry.heads();
         Ok(Block {
-            bytes: AlignedBytes::zeroed("a memory block", geometry.layer_count() * geometry.extent_bytes(geometry.block_len()))?,
+            bytes: AlignedBytes::zeroed("a memory block", geometry.layer_count() * form.extent_bytes(geometry, geometry.block_len()))?,
             len: 0,
             form,
             means: try_zeroed("a memory block's index", heads * form.row_bytes(geometry))?,
@@ -52,7 +52,7 @@ impl Block {
 
     /// The extent of a layer slot, of the size of a full block.
     pub fn extent(&self, geometry: &Geometry, layer_slot: usize) -> &[u8] {
-        let size = geometry.extent_bytes(geometry.block_len());
+        let size = self.form.extent_bytes(geometry, geometry.block_len());
         &self.bytes[layer_slot * size..][..size]
     }
 
@@ -64,7 +64,7 @@ impl Block {
 
     /// The extent as it stands in a file: packed for the present number of tokens.
     pub fn pack(&self, geometry: &Geometry, layer_slot: usize, out: &mut Vec<u8>) -> Result<()> {
-        let size = geometry.extent_bytes(self.len);
+        let size = self.form.extent_bytes(geometry, self.len);
         out.clear();
         crate::error::try_grow(out, "packing a memory block", size)?;
         for side in [Side::Keys, Side::Values] {
@@ -78,7 +78,7 @@ impl Block {
 
     /// Appends tokens `from..from + count` of the given rows; there is room, and every number fits the codec (see [`check_rows`]).
     pub fn push(&mut self, geometry: &Geometry, rows: &[LayerKv<'_>], from: usize, count: usize) {
-        let extent = geometry.extent_bytes(geometry.block_len());
+        let extent = self.form.extent_bytes(geometry, geometry.block_len());
         for (slot, layer) in rows.iter().enumerate() {
             for (side, given) in [(Side::Keys, layer.keys), (Side::Values, layer.values)] {
                 let length = geometry.length(side);
@@ -101,8 +101,8 @@ impl Block {
         for slot in 0..geometry.layer_count() {
             for head in 0..geometry.heads() {
                 let at = slot * geometry.heads() + head;
-                let start =
-                    slot * geometry.extent_bytes(geometry.block_len()) + geometry.run_offset(Side::Keys, head, geometry.block_len());
+                let start = slot * self.form.extent_bytes(geometry, geometry.block_len())
+                    + geometry.run_offset(Side::Keys, head, geometry.block_len());
                 let run = &self.bytes[start..][..geometry.run_bytes(Side::Keys, self.len)];
                 self.radii[at] = scratch.summarise(geometry, self.form, run, self.len, &mut self.means[at * row..][..row]);
             }

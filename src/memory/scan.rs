@@ -4,9 +4,10 @@
 //! Invariant: what is handed out was compared with its checksum: a group of codes (a layer slot and head of a segment) when it is first
 //! read, an extent each time. Only the floats of the first form of the index are not.
 
+use super::form::Form;
 use super::format::{FILE, Section};
 use super::geometry::Side;
-use super::index::{Form, codes_of};
+use super::index::codes_of;
 use super::segment::{Segment, check_crc, read};
 use super::{BlockView, Geometry, Memory};
 use crate::bytes::{AlignedBytes, Storage};
@@ -175,7 +176,7 @@ impl Memory {
         for block in blocks.start.max(committed)..blocks.end {
             let (Some(pending), out) = (self.pending_block(block)?, &mut out[(block - blocks.start) * row..][..row]) else { continue };
             let (mean, _) = pending.summary(geometry, layer_slot, head);
-            if self.form() == Form::Codes {
+            if self.form() != Form::Floats {
                 out.copy_from_slice(mean);
             } else {
                 let mut floats: Vec<f32> = mean.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -3,8 +3,8 @@
 //! Invariant: what is handed out was compared with the checksum of its section when this handle first touched it. Where a section is
 //! damaged, as where a file keeps no sketches and for what is not committed, there is nothing here, and every key has to be read.
 
+use super::form::Form;
 use super::format::Section;
-use super::index::Form;
 use super::{Geometry, Memory};
 use crate::error::Result;
 use crate::gguf::TensorType;

@@ -5,9 +5,9 @@
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
 use super::chain::{Chain, Link, PageDamage};
+use super::form::Form;
 use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
 use super::geometry::{PAGE_BYTES, Side};
-use super::index::Form;
 use super::maps::Maps;
 use super::page::{Block, Scratch};
 use super::records::{RECORDS_MAX, TokenRanges};
@@ -460,6 +460,11 @@ impl Store {
             }
         }
         let commit_at = before.end + layout.segment_bytes;
+        // What an earlier attempt may have left behind the extents.
+        let rest = (layout.segment_bytes - layout.extents_end) as usize;
+        if rest > 0 {
+            write(&mut *self.storage, &[0; PAGE_BYTES][..rest], before.end + layout.extents_end)?;
+        }
         if let Err(e) = write(&mut *self.storage, &commit_page, commit_at)
             .and_then(|()| self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source }))
         {

@@ -1,9 +1,9 @@
 //! The head of a memory file: whose it is, its shape, its features, and a point that the commit chain has reached. See
 //! `docs/memory-format.md`.
 
+use super::form::Form;
 use super::format::{FILE, FIRST_SEGMENT, PAGE, Tip, expect_u32, seal, unseal};
 use super::geometry::{ARCHITECTURE_BYTES, PAGE_BYTES};
-use super::index::Form;
 use super::segment::{file_len, read};
 use super::{Codec, Fingerprint, Geometry};
 use crate::bytes::Storage;
@@ -20,11 +20,14 @@ const CODES: u64 = 2;
 /// Incompatible feature: indices keep a sketch of every key ([`Geometry::sketches`]), in every segment; only with [`CODES`]. Set when the file
 /// is created or never.
 const SKETCHES: u64 = 4;
-const KNOWN_INCOMPAT: u64 = RECORDS | CODES | SKETCHES;
+/// Incompatible feature: extents are padded to sectors ([`Form::Sectors`]), in every segment; only with [`CODES`]. Set when the file is created or
+/// never.
+const SECTORS: u64 = 8;
+const KNOWN_INCOMPAT: u64 = RECORDS | CODES | SKETCHES | SECTORS;
 
 /// The features of a new file of this shape.
 pub fn features_of_new(geometry: &Geometry) -> u64 {
-    if geometry.sketches { CODES | SKETCHES } else { CODES }
+    CODES | SECTORS | if geometry.sketches { SKETCHES } else { 0 }
 }
 
 /// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
@@ -54,9 +57,13 @@ impl Superblock {
         page.starts_with(&SUPERBLOCK_MAGIC)
     }
 
-    /// How indices keep mean keys.
+    /// The form of the file's segments.
     pub fn form(&self) -> Form {
-        if self.incompat & CODES != 0 { Form::Codes } else { Form::Floats }
+        match (self.incompat & CODES, self.incompat & SECTORS) {
+            (0, _) => Form::Floats,
+            (_, 0) => Form::Codes,
+            _ => Form::Sectors,
+        }
     }
 
     /// The page.
@@ -118,8 +125,8 @@ impl Superblock {
         }
         let layers = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
         let sketches = incompat & SKETCHES != 0;
-        if sketches && incompat & CODES == 0 {
-            return Err(c.error_at(offset + 32, "incompat", "sketches only with mean keys as codes", format!("{incompat:#x}")));
+        if incompat & (SKETCHES | SECTORS) != 0 && incompat & CODES == 0 {
+            return Err(c.error_at(offset + 32, "incompat", "sketches and sectors only with mean keys as codes", format!("{incompat:#x}")));
         }
         let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketches };
         geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
