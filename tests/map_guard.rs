@@ -24,6 +24,14 @@ fn apart(name: &str) -> ExitStatus {
     Command::new(std::env::current_exe().unwrap()).args([name, "--exact", "--ignored"]).output().unwrap().status
 }
 
+/// The first byte of a map of a file that is empty by now.
+fn read_what_is_gone(guarded: bool) -> u8 {
+    let (map, file) = mapped(1);
+    let map = if guarded { map.guarded() } else { map };
+    file.set_len(0).unwrap();
+    map[0]
+}
+
 fn action() -> libc::sigaction {
     // SAFETY: all zeros are a valid action, which the call fills.
     unsafe {
@@ -117,21 +125,15 @@ fn other_signals_do_what_they_did() {
 fn apart_an_unguarded_page_is_gone() {
     // In place of Rust's own, which looks for overflows of the stack.
     handle(libc::SIG_DFL);
-    let (guarded, _file) = mapped(1);
-    let _guarded = guarded.guarded();
-    let (map, file) = mapped(1);
-    file.set_len(0).unwrap();
-    assert_eq!(map[0], 1, "never comes back");
+    let _another = mapped(1).0.guarded();
+    assert_eq!(read_what_is_gone(false), 1, "never comes back");
 }
 
 #[test]
 #[ignore = "in a process of its own"]
 fn apart_an_unguarded_page_is_gone_under_rusts_handler() {
-    let (guarded, _file) = mapped(1);
-    let _guarded = guarded.guarded();
-    let (map, file) = mapped(1);
-    file.set_len(0).unwrap();
-    assert_eq!(map[0], 1, "never comes back");
+    let _another = mapped(1).0.guarded();
+    assert_eq!(read_what_is_gone(false), 1, "never comes back");
 }
 
 #[test]
@@ -148,8 +150,7 @@ fn apart_nobody_minds_the_signal() {
 #[ignore = "in a process of its own"]
 fn apart_the_signal_is_sent() {
     handle(libc::SIG_DFL);
-    let (guarded, _file) = mapped(1);
-    let _guarded = guarded.guarded();
+    let _guarded = mapped(1).0.guarded();
     // SAFETY: sends a signal.
     unsafe { libc::raise(libc::SIGBUS) };
 }
@@ -158,13 +159,9 @@ fn apart_the_signal_is_sent() {
 #[ignore = "in a process of its own"]
 fn apart_the_program_has_a_handler() {
     leave_at_sigbus();
-    let (guarded, gone) = mapped(1);
-    let guarded = guarded.guarded();
-    gone.set_len(0).unwrap();
-    assert_eq!(guarded[0], 0, "ours comes first");
-    let (map, file) = mapped(1);
-    file.set_len(0).unwrap();
-    assert_eq!(map[0], 1, "never comes back");
+    let _another = mapped(1).0.guarded();
+    assert_eq!(read_what_is_gone(true), 0, "ours comes first");
+    assert_eq!(read_what_is_gone(false), 1, "never comes back");
 }
 
 #[test]
@@ -189,8 +186,5 @@ fn apart_another_handler_stays_on_top() {
     leave_at_sigbus();
     drop(guarded);
     assert_eq!(action().sa_sigaction, leave as extern "C" fn(libc::c_int) as usize, "not ours to take away");
-    let (map, file) = mapped(1);
-    let map = map.guarded();
-    file.set_len(0).unwrap();
-    assert_eq!(map[0], 1, "never comes back");
+    assert_eq!(read_what_is_gone(true), 1, "never comes back");
 }
