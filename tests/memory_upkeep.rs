@@ -285,7 +285,7 @@ fn compacting_can_change_the_codec_and_be_cancelled() {
 fn spoil(path: &Path, m: &Memory, slot: usize, block: usize) {
     let bytes = m.keys(slot, 0, block).unwrap().bytes.to_vec();
     let mut file = std::fs::read(path).unwrap();
-    let at = (0..file.len()).step_by(4096).find(|at| file[*at..].starts_with(&bytes)).expect("the extent is in the file");
+    let at = (0..file.len()).step_by(512).find(|at| file[*at..].starts_with(&bytes)).expect("the extent is in the file");
     file[at + 5] ^= 0x10;
     std::fs::write(path, file).unwrap();
 }

@@ -8,10 +8,11 @@
 //! Invariants: nothing is written here. Every page up to a durable point was written by a commit of the chain, so that a page with its
 //! uuid and checksum is one of the chain; and whoever follows arrives at that very point, hash and all, or refuses the file.
 
-use super::format::{CommitOf, CommitPage, FILE, Layout, PAGE, SEGMENT_TOKENS_MAX, SPANS_BYTES_MAX, Section, SegmentHeader, Tip};
+use super::format::{CommitOf, CommitPage, Layout, PAGE, SEGMENT_TOKENS_MAX, SPANS_BYTES_MAX, Section, SegmentHeader, Tip};
 use super::geometry::PAGE_BYTES;
-use super::segment::{not_truncated, read};
+use super::segment::{corrupt, not_truncated, read};
 use super::superblock::Superblock;
+use super::trail::{Step, Trail};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_zeroed};
 
@@ -25,6 +26,18 @@ pub struct Link {
     /// The chain behind it.
     pub tip: Tip,
     pub damage: Option<PageDamage>,
+}
+
+impl Link {
+    /// True if it stands in the place of lost ones.
+    pub fn is_lost(&self) -> bool {
+        self.damage.as_ref().is_some_and(|d| d.mend.is_none())
+    }
+
+    /// Leads the trail on.
+    pub fn extend(&self, trail: &mut Trail) {
+        if self.is_lost() { trail.clear() } else { trail.push(Step::of(&self.header)) }
+    }
 }
 
 /// A page of the chain that is damaged.
@@ -41,17 +54,15 @@ pub struct Chain<'a> {
     pub superblock: &'a Superblock,
 }
 
-fn corrupt(offset: u64, what: String) -> Error {
-    Error::Corrupt { file: FILE, offset, what }
-}
-
 impl Chain<'_> {
-    /// The commit after `before`, in a file of `len` bytes.
-    pub fn next(&self, before: &Tip, len: u64) -> Result<Link> {
+    /// The commit after `before`, in a file of `len` bytes. `trail`: what is known of the commits up to there.
+    pub fn next(&self, before: &Tip, trail: &Trail, len: u64) -> Result<Link> {
         let (header, layout, header_page) = self.header_after(before, len)?;
         let mut commit_page = [0; PAGE_BYTES];
-        read(self.storage, &mut commit_page, before.end + layout.segment_bytes)?;
+        let page_at = before.end + layout.segment_bytes;
+        read(self.storage, &mut commit_page, page_at)?;
         let tip = CommitPage::check(&commit_page, &header_page, &layout, header.token_count, &self.superblock.uuid, before)?;
+        trail.compare(&commit_page, page_at, &header)?;
         Ok(Link { header, layout, tip, damage: None })
     }
 
@@ -73,14 +84,14 @@ impl Chain<'_> {
 
     /// The commit after `before`, which is one up to the `durable` point; if its pages are damaged, what can be had of it and those
     /// behind it. An error if what is there cannot be of the chain that leads to that point.
-    pub fn next_to(&self, before: &Tip, durable: &Tip, len: u64) -> Result<Link> {
-        let error = match self.next(before, len) {
+    pub fn next_to(&self, before: &Tip, trail: &Trail, durable: &Tip, len: u64) -> Result<Link> {
+        let error = match self.next(before, trail, len) {
             Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) if before.sequence < durable.sequence => error,
             next => return next,
         };
         not_truncated(self.storage, durable.end)?;
         if let Ok((header, layout, page)) = self.header_after(before, durable.end) {
-            let (commit_page, tip) = CommitPage::encode(&page, &layout, header.token_count, &self.superblock.uuid, before);
+            let (commit_page, tip) = CommitPage::encode(&header, &page, &layout, &self.superblock.uuid, before, trail);
             let mend = Some((before.end + layout.segment_bytes, commit_page));
             return Ok(Link { header, layout, tip, damage: Some(PageDamage { error, mend }) });
         }
@@ -142,7 +153,7 @@ impl Chain<'_> {
         let (sequence, first_token) = (mark.tip.sequence, before.tokens);
         let header = SegmentHeader { sequence, first_token, token_count, spans_bytes, crcs, forgotten: Vec::new() };
         let page = header.encode(&layout, &self.superblock.uuid, before.hash);
-        let (_, tip) = CommitPage::encode(&page, &layout, token_count, &self.superblock.uuid, before);
+        let tip = CommitPage::tip(&page, &layout, token_count, before);
         Ok((tip == mark.tip).then_some((header, layout, page)))
     }
 

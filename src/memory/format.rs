@@ -7,6 +7,7 @@
 use super::form::Form;
 use super::geometry::PAGE_BYTES;
 use super::superblock::{RECORDS, Superblock};
+use super::trail::{Step, Trail};
 use super::{Geometry, SourceSpan, records};
 use crate::bytes::Cursor;
 use crate::error::{Error, Result};
@@ -261,15 +262,16 @@ pub struct CommitOf {
 }
 
 impl CommitPage {
-    /// The page, and the chain's new tip. `header` is the segment's whole header page.
-    pub fn encode(header: &[u8], layout: &Layout, token_count: u32, uuid: &[u8; 16], before: &Tip) -> (Vec<u8>, Tip) {
-        let tip = CommitPage::tip(header, layout, token_count, before);
+    /// The page, and the chain's new tip. `page` is the segment's whole header page, `trail` what was committed before it.
+    pub fn encode(header: &SegmentHeader, page: &[u8], layout: &Layout, uuid: &[u8; 16], before: &Tip, trail: &Trail) -> (Vec<u8>, Tip) {
+        let tip = CommitPage::tip(page, layout, header.token_count, before);
         let mut p = Vec::with_capacity(PAGE_BYTES);
         p.extend(COMMIT_MAGIC);
         p.extend(uuid);
         for x in [tip.sequence, before.end, layout.segment_bytes, tip.tokens, before.hash, tip.hash] {
             p.extend(x.to_le_bytes());
         }
+        trail.encode(Step::of(header), &mut p);
         (seal(p), tip)
     }
 
@@ -299,7 +301,8 @@ impl CommitPage {
         Some((Tip { sequence, end: at + PAGE, tokens, hash }, CommitOf { segment_offset, segment_bytes, previous_hash }))
     }
 
-    fn tip(header: &[u8], layout: &Layout, token_count: u32, before: &Tip) -> Tip {
+    /// The chain's tip behind the commit whose header page this is.
+    pub fn tip(header: &[u8], layout: &Layout, token_count: u32, before: &Tip) -> Tip {
         Tip {
             sequence: before.sequence + 1,
             end: before.end + layout.segment_bytes + PAGE,

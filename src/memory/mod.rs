@@ -12,6 +12,7 @@
 mod chain;
 mod codec;
 mod documents;
+mod follow;
 mod form;
 mod format;
 mod geometry;
@@ -30,6 +31,7 @@ mod segment;
 mod sketches;
 mod store;
 mod superblock;
+mod trail;
 mod view;
 
 pub use codec::Codec;

@@ -36,7 +36,8 @@ pub struct Segment {
     pub(super) groups: Groups,
 }
 
-fn corrupt(offset: u64, what: String) -> Error {
+/// [`Error::Corrupt`] of a memory file.
+pub fn corrupt(offset: u64, what: String) -> Error {
     Error::Corrupt { file: FILE, offset, what }
 }
 

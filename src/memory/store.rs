@@ -4,16 +4,17 @@
 //! Order of a commit: segment, commit page, one sync, and then (not synced) one superblock. Whatever a crash leaves behind the
 //! last commit that verifies is ignored, and overwritten by the next one; recovery itself writes nothing.
 
-use super::chain::{Chain, Link, PageDamage};
+use super::chain::{Link, PageDamage};
 use super::form::Form;
-use super::format::{self, CommitPage, FILE, FIRST_SEGMENT, Layout, PAGE, Section, SegmentHeader, Tip};
+use super::format::{self, CommitPage, Layout, PAGE, Section, SegmentHeader, Tip};
 use super::geometry::{PAGE_BYTES, Side};
 use super::maps::Maps;
 use super::page::{Block, Scratch};
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated};
 use super::superblock::{RECORDS, Superblock, features_of_new, read_superblocks};
-use super::{Access, Damage, Fingerprint, Geometry, SourceSpan};
+use super::trail::Trail;
+use super::{Access, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_reserve, try_with_capacity};
 use std::io;
@@ -23,15 +24,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// The committed part of a memory.
 pub struct Store {
     pub(super) storage: Box<dyn Storage>,
-    superblock: Superblock,
+    pub(super) superblock: Superblock,
     /// Which of the two copies is written next: never the only one that is known to be durable.
-    slot: u64,
-    tip: Tip,
+    pub(super) slot: u64,
+    pub(super) tip: Tip,
+    /// The commits before the tip.
+    pub(super) trail: Trail,
     pub(super) segments: Vec<Segment>,
     pub(super) maps: Maps,
     /// Tokens that are not to be read any more.
     pub(super) forgotten: TokenRanges,
-    access: Access,
+    pub(super) access: Access,
     /// Sections of token ids or sources that were found damaged.
     pub(super) damaged_sections: AtomicUsize,
     /// Pages of the chain that were found damaged when it was followed.
@@ -43,10 +46,6 @@ pub struct Store {
 fn write(storage: &mut dyn Storage, bytes: &[u8], offset: u64) -> Result<()> {
     let what = || format!("write {} bytes to the memory file at offset {offset}", bytes.len());
     storage.write_all_at(bytes, offset).map_err(|source| Error::Io { what: what(), source })
-}
-
-fn corrupt(offset: u64, what: String) -> Error {
-    Error::Corrupt { file: FILE, offset, what }
 }
 
 /// Sixteen bytes that no other file has: the standard library's random state, the time, the process.
@@ -85,8 +84,8 @@ impl Store {
         Ok(Store::at_start(storage, superblock, 1, Access::Write))
     }
 
-    /// Opens and recovers: finds the newest valid superblock, then follows the chain. Writes nothing. Reads two pages for each
-    /// commit; reads keys and values only of commits that no superblock vouches for (at most two, and only after a crash).
+    /// Opens and recovers: finds the newest valid superblock, then follows the chain (`follow.rs`). Writes nothing. Reads keys and values only
+    /// of commits that no superblock vouches for (at most two, and only after a crash).
     pub fn open(storage: Box<dyn Storage>, expected: Option<&Fingerprint>, access: Access) -> Result<Store> {
         let (superblock, slot) = read_superblocks(&*storage)?;
         if let Some(expected) = expected
@@ -107,8 +106,9 @@ impl Store {
     /// Before the first commit of the chain.
     fn at_start(storage: Box<dyn Storage>, superblock: Superblock, slot: u64, access: Access) -> Store {
         let tip = Tip::start(&superblock.uuid);
-        let (segments, maps, forgotten, damaged_sections, damaged_pages) = Default::default();
-        Store { storage, superblock, slot, tip, segments, maps, forgotten, access, damaged_sections, damaged_pages, poisoned: false }
+        let (trail, segments, maps, forgotten, damaged_sections, damaged_pages) = Default::default();
+        let poisoned = false;
+        Store { storage, superblock, slot, tip, trail, segments, maps, forgotten, access, damaged_sections, damaged_pages, poisoned }
     }
 
     /// What no other file has.
@@ -183,168 +183,6 @@ impl Store {
             return Err(Error::Io { what: "write the memory file".into(), source });
         }
         Ok(())
-    }
-
-    /// Follows the chain from the present tip to `durable`, around what is damaged; and then, if `further`, as far as commits verify in
-    /// full, where a defect is a torn tail.
-    fn follow(&mut self, durable: &Tip, further: bool) -> Result<()> {
-        not_truncated(&*self.storage, durable.end)?;
-        let len = file_len(&*self.storage)?;
-        let from = self.tip.end;
-        let followed = self.follow_to(durable, further, len);
-        // After an error too: what was taken in until then is there, and the next round goes on behind it.
-        self.maps.extend(from, self.tip.end - from);
-        followed
-    }
-
-    fn follow_to(&mut self, durable: &Tip, further: bool, len: u64) -> Result<()> {
-        loop {
-            if self.tip.sequence == durable.sequence && self.tip != *durable {
-                let what = format!("the superblock records {durable:?}, the commit chain arrives at {:?}", self.tip);
-                return Err(corrupt(self.tip.end, what));
-            }
-            let vouched = self.tip.sequence < durable.sequence;
-            if !vouched && !further {
-                break;
-            }
-            let link = if vouched { self.chain().next_to(&self.tip, durable, len) } else { self.next_in_full(len) };
-            match link {
-                Ok(link) => {
-                    if let Some(damage) = &link.damage {
-                        let tokens = self.tip.tokens..link.tip.tokens;
-                        match damage.mend {
-                            Some(_) => log::warn!("what a page of a memory held follows from the rest: {}", damage.error),
-                            None => log::warn!("tokens {tokens:?} of a memory are lost, or what was forgotten: {}", damage.error),
-                        }
-                    }
-                    self.reserve_segment()?;
-                    self.take_in(link);
-                }
-                Err(e) if vouched || !matches!(e, Error::Corrupt { .. } | Error::Format { .. }) => return Err(e),
-                Err(e) => {
-                    if len > self.tip.end {
-                        log::debug!("memory file: {} bytes behind commit {} are not a commit: {e}", len - self.tip.end, self.tip.sequence);
-                    }
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn chain(&self) -> Chain<'_> {
-        Chain { storage: &*self.storage, superblock: &self.superblock }
-    }
-
-    /// The next commit of the chain: its tokens, or what its records say.
-    fn take_in(&mut self, link: Link) {
-        link.header.forgotten.iter().for_each(|range| self.forgotten.insert(range.clone()));
-        if link.header.token_count > 0 {
-            let lost = link.damage.as_ref().is_some_and(|d| d.mend.is_none());
-            self.segments.push(Segment::new(self.tip.end, self.blocks(), link.header, link.layout, lost));
-        }
-        self.damaged_pages.extend(link.damage);
-        self.tip = link.tip;
-    }
-
-    /// Makes room for one more segment, so that [`Store::take_in`] cannot fail.
-    fn reserve_segment(&mut self) -> Result<()> {
-        try_reserve(&mut self.segments, "the list of segments", 1)
-    }
-
-    /// The commit after the tip, in a file of `len` bytes, every byte of it checked.
-    fn next_in_full(&self, len: u64) -> Result<Link> {
-        let link = self.chain().next(&self.tip, len)?;
-        let segment = Segment::new(self.tip.end, self.blocks(), link.header, link.layout, false);
-        let (mut damage, geometry) = (None, &self.superblock.geometry);
-        segment.scrub(&*self.storage, geometry, &mut |d| damage = damage.take().or(Some(d.error)), &mut |_| true)?;
-        match damage {
-            Some(damage) => Err(damage),
-            None => Ok(Link { header: segment.header, layout: segment.layout, ..link }),
-        }
-    }
-
-    /// Reads the superblocks and every page of the chain again. `progress` gets the bytes read and says whether to go on.
-    pub fn scrub_pages(&self, found: &mut dyn FnMut(Damage), progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
-        let all = |error| Damage { blocks: 0..self.blocks(), layer_slot: None, error };
-        // One bad copy is what a crash may leave, and the next commit writes it anew.
-        match read_superblocks(&*self.storage) {
-            Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => found(all(error)),
-            Err(e) => return Err(e),
-            Ok((s, _)) if s.uuid != self.superblock.uuid => found(all(corrupt(0, "another memory stands in this file now".into()))),
-            Ok(_) => {}
-        }
-        let (mut tip, len, mut block) = (Tip::start(&self.superblock.uuid), file_len(&*self.storage)?, 0);
-        let mut going_on = progress(2 * PAGE);
-        while going_on && tip.sequence < self.tip.sequence {
-            match self.chain().next_to(&tip, &self.tip, len) {
-                Ok(link) => {
-                    let blocks = block..block + if link.header.token_count > 0 { link.layout.blocks } else { 0 };
-                    (block, tip) = (blocks.end, link.tip);
-                    if let Some(PageDamage { error, .. }) = link.damage {
-                        found(Damage { blocks, layer_slot: None, error });
-                    }
-                }
-                // Nothing behind it can be reached any more.
-                Err(error @ (Error::Corrupt { .. } | Error::Format { .. })) => {
-                    found(Damage { blocks: block..self.blocks(), layer_slot: None, error });
-                    return Ok(());
-                }
-                Err(e) => return Err(e),
-            }
-            going_on = progress(2 * PAGE);
-        }
-        if !going_on {
-            return Err(Error::Cancelled);
-        }
-        if tip != self.tip {
-            found(all(corrupt(tip.end, format!("the chain arrives at {tip:?}, not at {:?} any more", self.tip))));
-        }
-        Ok(())
-    }
-
-    /// For readers beside a writer: takes up what has become durable since. True if there is more than before.
-    pub fn refresh(&mut self) -> Result<bool> {
-        if self.access == Access::Write {
-            return Ok(false);
-        }
-        let (superblock, slot) = read_superblocks(&*self.storage)?;
-        let same = (superblock.uuid, &superblock.geometry, &superblock.fingerprint);
-        if same != (self.superblock.uuid, &self.superblock.geometry, &self.superblock.fingerprint) {
-            return Err(corrupt(0, "another memory stands in this file now".into()));
-        }
-        not_truncated(&*self.storage, self.tip.end)?;
-        let before = self.tip.sequence;
-        let durable = superblock.durable;
-        (self.superblock, self.slot) = (superblock, slot);
-        if durable.sequence >= before {
-            self.follow(&durable, false)?;
-        }
-        Ok(self.tip.sequence > before)
-    }
-
-    /// For readers: follows the chain anew, to the last commit with at most `tokens` tokens in all.
-    pub fn rewind(&mut self, tokens: u64) -> Result<()> {
-        let (all, len) = (self.tip.sequence, file_len(&*self.storage)?);
-        self.tip = Tip::start(&self.superblock.uuid);
-        let durable = self.superblock.durable;
-        self.segments.clear();
-        self.damaged_pages.clear();
-        let followed = (|| {
-            while self.tip.sequence < all {
-                let link = self.chain().next_to(&self.tip, &durable, len)?;
-                if link.tip.tokens > tokens {
-                    break;
-                }
-                // What is forgotten stays forgotten, whenever that was said.
-                self.reserve_segment()?;
-                self.take_in(link);
-            }
-            Ok(())
-        })();
-        self.maps = Maps::default();
-        self.maps.extend(FIRST_SEGMENT, self.tip.end - FIRST_SEGMENT);
-        followed
     }
 
     /// Writes blocks (all full but the last), their tokens and sources as one segment, then its commit page, then syncs. An error
@@ -437,7 +275,7 @@ impl Store {
         self.reserve_segment()?;
         let (geometry, before) = (&self.superblock.geometry, self.tip);
         let header_page = header.encode(&layout, &self.superblock.uuid, before.hash);
-        let (commit_page, tip) = CommitPage::encode(&header_page, &layout, header.token_count, &self.superblock.uuid, &before);
+        let (commit_page, tip) = CommitPage::encode(&header, &header_page, &layout, &self.superblock.uuid, &before, &self.trail);
         // If the disk is full it shall say so before anything is written.
         let reserved = self.storage.reserve(before.end, tip.end - before.end);
         reserved.map_err(|source| Error::Io { what: "reserve space for the memory file".into(), source })?;
@@ -497,19 +335,24 @@ impl Store {
         Ok(true)
     }
 
-    /// Writes those damaged pages of the chain anew whose bytes follow from the rest. How many.
+    /// Looks at every page of the chain, and writes those damaged ones anew whose bytes follow from the rest. How many.
     pub fn heal_pages(&mut self) -> Result<usize> {
-        let mut healed = 0;
-        while let Some(i) = self.damaged_pages.iter().position(|d| d.mend.is_some()) {
-            self.writable()?;
-            if let Some((offset, page)) = &self.damaged_pages[i].mend {
-                write(&mut *self.storage, page, *offset)?;
-                self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source })?;
+        let (mut mends, mut left) = (Vec::new(), Vec::new());
+        self.walk(&mut |link| {
+            match link.damage {
+                Some(PageDamage { mend: Some(mend), .. }) => mends.push(mend),
+                Some(lost) => left.push(lost),
+                None => {}
             }
-            self.damaged_pages.remove(i);
-            healed += 1;
+            Ok(())
+        })?;
+        for (offset, page) in &mends {
+            self.writable()?;
+            write(&mut *self.storage, page, *offset)?;
+            self.storage.sync().map_err(|source| Error::Io { what: "sync the memory file".into(), source })?;
         }
-        Ok(healed)
+        self.damaged_pages = left;
+        Ok(mends.len())
     }
 
     /// Rewrites the older superblock with the present tip, which is durable. If that fails the commit stands all the same, and
