@@ -81,10 +81,8 @@ impl Team {
     /// Runs `f` with the team's workers at its disposal. One pass at a time is the intended use; a second one from another
     /// thread is correct but shares the workers.
     pub fn pass<R>(&self, f: impl FnOnce(&Pass<'_>) -> R) -> R {
+        let Some(pool) = &self.pool else { return alone(f) };
         let shared = Shared::new(self.threads);
-        let Some(pool) = &self.pool else {
-            return f(&Pass { shared: &shared, threads: 1, issuer: PhantomData });
-        };
         pool.in_place_scope(|scope| {
             for _ in 1..self.threads {
                 // A worker has the same share in every pass.
@@ -95,6 +93,11 @@ impl Team {
             f(&Pass { shared: &shared, threads: self.threads, issuer: PhantomData })
         })
     }
+}
+
+/// Runs `f` on this thread, with nobody to help.
+pub fn alone<R>(f: impl FnOnce(&Pass<'_>) -> R) -> R {
+    f(&Pass { shared: &Shared::new(1), threads: 1, issuer: PhantomData })
 }
 
 struct Release<'a>(&'a Shared);

@@ -10,6 +10,7 @@ use loci::memory::{Codec, Fingerprint, Geometry, LayerKv, Memory, Side};
 use loci::model::{Model, ModelOptions};
 use loci::sampler::SamplerOptions;
 use loci::session::{Session, SessionOptions, SharedMemory};
+use loci::threads::Team;
 use std::ops::ControlFlow::Continue;
 use std::sync::{Arc, RwLock};
 
@@ -105,6 +106,32 @@ fn what_comes_back_is_as_near_as_stated_and_the_same_ever_after() {
             }
         }
         assert!(m.verify(|_, _| true).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_team_keeps_what_one_thread_keeps() {
+    let mut rng = tiny::Rng(17);
+    for codec in [Codec::F16, Codec::K8V4, Codec::K4V4] {
+        let g = geometry(codec);
+        let layers: Vec<_> = (0..2).map(|_| (rows(&mut rng, 90, 2, 96), rows(&mut rng, 90, 2, 64))).collect();
+        let layers: Vec<_> = layers.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
+        let kept = |threads: usize| {
+            let mut m = Memory::in_ram(g.clone(), fingerprint()).unwrap();
+            Team::new(threads).unwrap().pass(|pass| m.append_on(pass, &[7; 90], None, &layers)).unwrap();
+            let bytes: Vec<u8> = (0..3 * 2 * 2)
+                .flat_map(|i| {
+                    let (block, slot, head) = (i / 4, i / 2 % 2, i % 2);
+                    [Side::Keys, Side::Values].map(|side| m.rows(side, slot, head, block).unwrap().bytes.to_vec()).concat()
+                })
+                .collect();
+            (bytes, [0, 1].map(|slot| (m.mean_keys(slot).unwrap().to_vec(), m.radii(slot).unwrap().to_vec())))
+        };
+        let alone = kept(1);
+        assert!(kept(2) == alone && kept(3) == alone, "{codec}");
+        let mut m = Memory::in_ram(g.clone(), fingerprint()).unwrap();
+        m.append(&[7; 90], None, &layers).unwrap();
+        assert_eq!(m.mean_keys(1).unwrap(), alone.1[1].0);
     }
 }
 

@@ -314,17 +314,24 @@ fn scale_of(x: &[f32; BLOCK], extreme: f32, steps: f32) -> (f16, f32) {
     (scale, if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() })
 }
 
+/// `x` to the nearest whole number, to the even one of two, for less than 2^22 and not for more: as [`f32::round_ties_even`], which is a
+/// call where the CPU is not known to have an instruction.
+fn nearest(x: f32) -> f32 {
+    const ONES: f32 = 12_582_912.0; // 1.5 * 2^23: its last bit counts ones
+    (x + ONES) - ONES
+}
+
 /// Codes plus 128 in -127 ..= 127.
 fn quantise8(x: &[f32; BLOCK]) -> (f16, [u8; BLOCK]) {
     let (scale, inverse) = scale_of(x, x.iter().fold(0f32, |m, x| m.max(x.abs())), 127.0);
-    (scale, x.map(|x| ((x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8) ^ 128))
+    (scale, x.map(|x| (nearest(x * inverse).clamp(-127.0, 127.0) as i8 as u8) ^ 128))
 }
 
 /// Codes plus 8 in -8 ..= 7, two to a byte: the element of the largest magnitude gets -8, whatever its sign.
 fn quantise4(x: &[f32; BLOCK]) -> (f16, [u8; BLOCK]) {
     let extreme = x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
     let (scale, inverse) = scale_of(x, extreme, -8.0);
-    let code = |x: f32| ((x * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as u8;
+    let code = |x: f32| (nearest(x * inverse).clamp(-8.0, 7.0) + 8.0) as u8;
     let mut codes = [0; BLOCK];
     for i in 0..BLOCK / 2 {
         codes[i] = code(x[i]) | code(x[i + BLOCK / 2]) << 4;

@@ -12,6 +12,7 @@ use super::page::{Block, Scratch};
 use super::{Codec, Fingerprint, Geometry, Memory};
 use crate::bytes::Cursor;
 use crate::error::{Error, Result};
+use crate::threads::alone;
 
 impl Memory {
     /// Hands the bytes of a memory without a file to `put`, in pieces.
@@ -71,13 +72,13 @@ impl Memory {
         parse_spans(bytes, at, &whole, |span| spans.push(span))?;
 
         let mut blocks = Vec::new();
-        let mut scratch = Scratch::new(&geometry)?;
+        let mut scratch = Scratch::of_layers(&geometry, Form::RAM)?;
         for len in (0..count).step_by(geometry.block_len()).map(|first| geometry.block_len().min(count - first)) {
             let size = geometry.layer_count() * Form::RAM.extent_bytes(&geometry, geometry.block_len());
             let bytes = c.take("block", size)?;
             let mut block = Block::new(&geometry, Form::RAM)?;
             block.fill(bytes, len);
-            block.summarise(&geometry, &mut scratch);
+            alone(|pass| block.summarise(pass, &geometry, &mut scratch));
             blocks.push(block);
         }
         memory.set_pending(Pending { blocks, tokens, spans }, &forgotten);

@@ -6,11 +6,12 @@
 use super::form::Form;
 use super::format::Section;
 use super::geometry::Side;
-use super::page::{Block, Scratch};
+use super::page::{Block, RunScratch};
 use super::segment::{Segment, file_len, not_truncated, recorded_crc};
 use super::{Codec, Damage, Fingerprint, Geometry, LayerKv, Memory, Source, SourceSpan};
 use crate::bytes::FileStorage;
 use crate::error::{Error, Result, try_zeroed};
+use crate::threads::alone;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +71,7 @@ impl Memory {
         let len = self.block(block)?.len;
         super::page::check_rows(&geometry, len, rows)?;
         let mut made = Block::new(&geometry, self.form())?;
-        made.push(&geometry, rows, 0, len);
+        alone(|pass| made.push(pass, &geometry, rows, 0, len));
         let mut bytes = Vec::new();
         made.pack(&geometry, layer_slot, &mut bytes)?;
         let Some(store) = &mut self.store else { return Ok(false) };
@@ -184,7 +185,7 @@ fn extent_crcs(segment: &Segment, geometry: &Geometry, storage: &dyn crate::byte
 }
 
 fn index(segment: &Segment, geometry: &Geometry, form: Form, storage: &dyn crate::bytes::Storage) -> Result<Vec<u8>> {
-    let mut scratch = Scratch::new(geometry)?;
+    let mut scratch = RunScratch::new(geometry)?;
     let mut bytes: Vec<u8> = Vec::new();
     form.build(geometry, segment.header.token_count as usize, |[slot, head, block], row, sketches| {
         let (at, len) = segment.layout.extent(slot, block);

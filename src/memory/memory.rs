@@ -14,6 +14,7 @@ use super::view::{Access, LayerKv, Source, SourceSpan, Stats};
 use super::{Fingerprint, Geometry};
 use crate::bytes::{FileStorage, Storage};
 use crate::error::{Error, Result, try_reserve};
+use crate::threads::{Pass, alone};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -195,6 +196,11 @@ impl Memory {
     /// [`Error::Argument`] for a wrong shape or for a number that is not finite in the codec, [`Error::Limit`] with more than a
     /// million tokens not committed, [`Error::OutOfMemory`], and [`Error::Io`] after a failed sync.
     pub fn append(&mut self, tokens: &[u32], source: Option<Source<'_>>, keys_values: &[LayerKv<'_>]) -> Result<()> {
+        alone(|pass| self.append_on(pass, tokens, source, keys_values))
+    }
+
+    /// [`Memory::append`] with a team's help: what is kept is the same.
+    pub fn append_on(&mut self, pass: &Pass<'_>, tokens: &[u32], source: Option<Source<'_>>, keys_values: &[LayerKv<'_>]) -> Result<()> {
         let (geometry, form, block_len) = (&self.geometry, self.form(), self.geometry.block_len());
         if let Some(store) = &self.store {
             store.writable()?;
@@ -230,7 +236,7 @@ impl Memory {
         for index in self.index.iter_mut().filter_map(OnceLock::get_mut) {
             index.reserve(geometry, new)?;
         }
-        let mut scratch = Scratch::new(geometry)?;
+        let mut scratch = Scratch::of_layers(geometry, form)?;
 
         let first_token = self.store.as_ref().map_or(0, |s| s.tip().tokens) + pending.tokens.len() as u64;
         let committed_blocks = self.store.as_ref().map_or(0, Store::blocks);
@@ -242,8 +248,8 @@ impl Memory {
         let mut from = 0;
         for block in &mut pending.blocks[first..] {
             let count = (block_len - block.len).min(tokens.len() - from);
-            block.push(geometry, keys_values, from, count);
-            block.summarise(geometry, &mut scratch);
+            block.push(pass, geometry, keys_values, from, count);
+            block.summarise(pass, geometry, &mut scratch);
             from += count;
         }
         for (slot, index) in self.index.iter_mut().enumerate() {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, try_with_capacity, try_zeroed};
 use crate::kernels::sketch;
 use crate::kernels::tiles::TILE_TOKENS;
 use crate::quant::dequantise;
+use crate::threads::Pass;
 
 /// One block that is not in a segment yet.
 pub struct Block {
@@ -77,35 +78,40 @@ impl Block {
     }
 
     /// Appends tokens `from..from + count` of the given rows; there is room, and every number fits the codec (see [`check_rows`]).
-    pub fn push(&mut self, geometry: &Geometry, rows: &[LayerKv<'_>], from: usize, count: usize) {
-        let extent = self.form.extent_bytes(geometry, geometry.block_len());
-        for (slot, layer) in rows.iter().enumerate() {
-            for (side, given) in [(Side::Keys, layer.keys), (Side::Values, layer.values)] {
+    pub fn push(&mut self, pass: &Pass<'_>, geometry: &Geometry, rows: &[LayerKv<'_>], from: usize, count: usize) {
+        let (step, len) = (self.form.extent_bytes(geometry, geometry.block_len()), self.len);
+        pass.for_each_chunk(&mut self.bytes, step, |slot, extent| {
+            for (side, given) in [(Side::Keys, rows[slot].keys), (Side::Values, rows[slot].values)] {
                 let length = geometry.length(side);
                 for head in 0..geometry.heads() {
-                    let start = slot * extent + geometry.run_offset(side, head, geometry.block_len());
-                    let run = &mut self.bytes[start..][..geometry.run_bytes(side, geometry.block_len())];
+                    let start = geometry.run_offset(side, head, geometry.block_len());
+                    let run = &mut extent[start..][..geometry.run_bytes(side, geometry.block_len())];
                     for i in 0..count {
                         let row = &given[((from + i) * geometry.heads() + head) * length..][..length];
-                        put(geometry, side, run, self.len + i, row);
+                        put(geometry, side, run, len + i, row);
                     }
                 }
             }
-        }
+        });
         self.len += count;
     }
 
-    /// Computes means and radii anew from the stored keys. The result depends on the tokens only, not on how many appends brought them.
-    pub fn summarise(&mut self, geometry: &Geometry, scratch: &mut Scratch) {
-        let row = self.form.row_bytes(geometry);
-        for slot in 0..geometry.layer_count() {
-            for head in 0..geometry.heads() {
-                let at = slot * geometry.heads() + head;
-                let start = slot * self.form.extent_bytes(geometry, geometry.block_len())
-                    + geometry.run_offset(Side::Keys, head, geometry.block_len());
-                let run = &self.bytes[start..][..geometry.run_bytes(Side::Keys, self.len)];
-                self.radii[at] = scratch.summarise(geometry, self.form, run, self.len, &mut self.means[at * row..][..row]);
+    /// Computes means and radii anew from the stored keys, with room for each layer slot. The result depends on the tokens only, not on how
+    /// many appends brought them.
+    pub fn summarise(&mut self, pass: &Pass<'_>, geometry: &Geometry, scratch: &mut [Scratch]) {
+        let (form, row, heads) = (self.form, self.form.row_bytes(geometry), geometry.heads());
+        let this = &*self;
+        pass.for_each_chunk(scratch, 1, |slot, scratch| {
+            for scratch in scratch {
+                let Scratch { radii, rows, of_run } = scratch;
+                for (head, (radius, row)) in radii.iter_mut().zip(rows.chunks_exact_mut(row)).enumerate() {
+                    *radius = of_run.summarise(geometry, form, this.run(geometry, slot, Side::Keys, head), this.len, row);
+                }
             }
+        });
+        for (slot, Scratch { radii, rows, .. }) in scratch.iter().enumerate() {
+            self.means[slot * heads * row..][..heads * row].copy_from_slice(rows);
+            self.radii[slot * heads..][..heads].copy_from_slice(radii);
         }
     }
 
@@ -121,22 +127,42 @@ impl Block {
     }
 }
 
-/// Room to summarise blocks in.
+/// Room to summarise a layer slot of a block in, and what comes of it.
 pub struct Scratch {
+    radii: Vec<f32>,
+    rows: Vec<u8>,
+    of_run: RunScratch,
+}
+
+impl Scratch {
+    /// One for each layer slot.
+    pub fn of_layers(geometry: &Geometry, form: Form) -> Result<Vec<Scratch>> {
+        const WHAT: &str = "a memory block's index";
+        let mut out = try_with_capacity(WHAT, geometry.layer_count())?;
+        for _ in 0..geometry.layer_count() {
+            let (radii, rows) = (try_zeroed(WHAT, geometry.heads())?, try_zeroed(WHAT, geometry.heads() * form.row_bytes(geometry))?);
+            out.push(Scratch { radii, rows, of_run: RunScratch::new(geometry)? });
+        }
+        Ok(out)
+    }
+}
+
+/// Room to look at the keys of a run in.
+pub struct RunScratch {
     keys: Vec<f32>,
     mean: Vec<f32>,
     sums: Vec<f64>,
     row: Vec<u8>,
 }
 
-impl Scratch {
+impl RunScratch {
     /// For full blocks.
-    pub fn new(geometry: &Geometry) -> Result<Scratch> {
+    pub fn new(geometry: &Geometry) -> Result<RunScratch> {
         const WHAT: &str = "a memory block's index";
         let length = geometry.length(Side::Keys);
         let keys = try_zeroed(WHAT, geometry.block_len() * length)?;
         let row = try_with_capacity(WHAT, 4 * length)?;
-        Ok(Scratch { keys, mean: try_zeroed(WHAT, length)?, sums: try_zeroed(WHAT, length)?, row })
+        Ok(RunScratch { keys, mean: try_zeroed(WHAT, length)?, sums: try_zeroed(WHAT, length)?, row })
     }
 
     /// Encodes the mean of a run of `len` keys and returns the radius.

@@ -9,7 +9,7 @@ use super::form::Form;
 use super::format::{self, CommitPage, Layout, PAGE, Section, SegmentHeader, Tip};
 use super::geometry::{PAGE_BYTES, Side};
 use super::maps::Maps;
-use super::page::{Block, Scratch};
+use super::page::{Block, RunScratch};
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated};
 use super::superblock::{RECORDS, Superblock, features_of_new, read_superblocks};
@@ -210,7 +210,7 @@ impl Store {
         }
         let mut token_bytes = try_with_capacity("token ids", 4 * tokens.len())?;
         token_bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
-        let mut scratch = Scratch::new(geometry)?;
+        let mut scratch = RunScratch::new(geometry)?;
         let index = form.build(geometry, tokens.len(), |[slot, head, block], row, sketches| {
             let block = &blocks[block];
             let (mean, radius) = block.summary(geometry, slot, head);

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernels::rotary::Turn;
 use crate::memory::{LayerKv, Memory};
 use crate::model::Model;
+use crate::threads::Pass;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A memory that several sessions of a process may hold; reads share it, writes exclude.
@@ -25,8 +26,8 @@ pub struct Passage {
     pub score: f32,
 }
 
-/// What becomes of entries that leave the window: told the model, their tokens, and keys and values of each stored layer.
-pub(super) type Take<'a> = &'a mut dyn FnMut(&Model, &[u32], &[LayerKv<'_>]) -> Result<()>;
+/// What becomes of entries that leave the window: given the team, told the model, their tokens, and keys and values of each stored layer.
+pub(super) type Take<'a> = &'a mut dyn FnMut(&Pass<'_>, &Model, &[u32], &[LayerKv<'_>]) -> Result<()>;
 
 /// A memory for reading. A writer that panicked cannot have left a half-published state: blocks are published whole.
 pub(super) fn read(memory: &SharedMemory) -> RwLockReadGuard<'_, Memory> {
@@ -137,7 +138,7 @@ impl Session {
 
     /// Moves the `n` oldest entries of the window into `memory`. On error the window is as before.
     fn evict_into(&mut self, memory: &SharedMemory, n: usize) -> Result<()> {
-        self.evict_to(n, &mut |_, tokens, layers| write(memory).append(tokens, None, layers))
+        self.evict_to(n, &mut |pass, _, tokens, layers| write(memory).append_on(pass, tokens, None, layers))
     }
 
     /// Hands the `n` oldest entries of the window to `take`, with the model and their tokens, and drops them.
@@ -147,7 +148,7 @@ impl Session {
             return Ok(());
         }
         let oldest = self.tokens.len() - usize::from(self.pending) - self.window.len();
-        let raw = self.raw_entries(n)?;
+        let raw = self.team.pass(|pass| self.raw_entries(pass, n))?;
         let layers: Vec<LayerKv<'_>> = raw.iter().map(|(keys, values)| LayerKv { keys, values }).collect();
         let h = self.model.hparams();
         let sinks = if h.fot.is_none() { self.recall.sinks_wanted().min(n) } else { 0 };
@@ -155,7 +156,7 @@ impl Session {
         if sinks > 0 {
             self.recall.reserve_sinks(h, sinks)?;
         }
-        take(&self.model, &self.tokens[oldest..oldest + n], &layers)?;
+        self.team.pass(|pass| take(pass, &self.model, &self.tokens[oldest..oldest + n], &layers))?;
         if sinks > 0 {
             let (key_row, value_row) = (h.head_count_kv * h.key_length, h.head_count_kv * h.value_length);
             self.recall.keep_sinks(sinks, raw.iter().map(|(k, v)| (&k[..sinks * key_row], &v[..sinks * value_row])));
@@ -165,20 +166,22 @@ impl Session {
     }
 
     /// Unrotated keys and values of the `n` oldest entries, for each layer that a memory stores.
-    fn raw_entries(&self, n: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+    fn raw_entries(&self, pass: &Pass<'_>, n: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
         let h = self.model.hparams();
         let rotated = h.fot.as_ref().is_none_or(|f| f.memory_positionals);
-        h.memory_layers
-            .iter()
-            .map(|&l| {
+        let mut read: Vec<Result<(Vec<f32>, Vec<f32>)>> = h.memory_layers.iter().map(|_| Ok(Default::default())).collect();
+        pass.for_each_chunk(&mut read, 1, |slot, read| {
+            for read in read {
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
-                self.window.entries(l, n, &mut keys, &mut values)?;
-                if rotated {
-                    self.rotary.global.turn(Turn::Back, self.window.first(), &mut keys, h.head_count_kv, h.key_length);
-                }
-                Ok((keys, values))
-            })
-            .collect()
+                *read = self.window.entries(h.memory_layers[slot], n, &mut keys, &mut values).map(|()| {
+                    if rotated {
+                        self.rotary.global.turn(Turn::Back, self.window.first(), &mut keys, h.head_count_kv, h.key_length);
+                    }
+                    (keys, values)
+                });
+            }
+        });
+        read.into_iter().collect()
     }
 
     /// Which stored passages were read for the last tokens, most wanted first. Ordinary models only: a Focused Transformer

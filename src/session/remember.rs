@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::memory::{Damage, LayerKv, Memory, Source, Unfinished};
 use crate::model::Model;
 use crate::model::forward::Outputs;
+use crate::threads::Pass;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
@@ -82,11 +83,11 @@ impl Session {
         let attached = std::mem::take(&mut self.attached);
         let mut begun = false;
         let mut at = text_bytes(&self.model, &tokens[..done], &mut begun);
-        let mut take = |model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+        let mut take = |pass: &Pass<'_>, model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
             let start = at;
             at += text_bytes(model, tokens, &mut begun);
             let mut memory = write(memory);
-            memory.append(tokens, label.map(|label| Source { label, text: start..at }), layers)?;
+            memory.append_on(pass, tokens, label.map(|label| Source { label, text: start..at }), layers)?;
             if memory.is_on_file() && memory.pending_len() >= TOKENS_BETWEEN_COMMITS {
                 memory.commit()?;
             }
@@ -125,12 +126,12 @@ impl Session {
             let sinks = self.recall.sinks_wanted().min(done);
             if sinks > 0 {
                 self.compute(&tokens[..sinks], Outputs::Memory, visible)?;
-                self.evict_to(sinks, &mut |_, _, _| Ok(()))?;
+                self.evict_to(sinks, &mut |_, _, _, _| Ok(()))?;
             }
             skip = (window - leaving).min(done);
             at -= skip;
         }
-        let mut take = |model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+        let mut take = |pass: &Pass<'_>, model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
             let from = skip.min(tokens.len());
             skip -= from;
             let rest: Vec<_> = layers
@@ -140,7 +141,7 @@ impl Session {
                     values: &l.values[l.values.len() / tokens.len() * from..],
                 })
                 .collect();
-            if from < tokens.len() { take(model, &tokens[from..], &rest) } else { Ok(()) }
+            if from < tokens.len() { take(pass, model, &tokens[from..], &rest) } else { Ok(()) }
         };
         while at < tokens.len() {
             if self.window.len() >= window {
@@ -239,7 +240,7 @@ impl Session {
         let visible = if self.model.hparams().fot.is_some() { vec![again.clone()] } else { Vec::new() };
         let mut at = document.start;
         let mut rows: Vec<Vec<(Vec<f32>, Vec<f32>)>> = wanted.iter().map(|_| Vec::new()).collect();
-        let mut take = |_: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
+        let mut take = |pass: &Pass<'_>, _: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
             let here = at..at + tokens.len() as u64;
             at = here.end;
             for ((block, span), rows) in wanted.iter().zip(&mut rows) {
@@ -260,7 +261,7 @@ impl Session {
                     rows.clear();
                 }
             }
-            if visible.is_empty() { Ok(()) } else { write(&again).append(tokens, None, layers) }
+            if visible.is_empty() { Ok(()) } else { write(&again).append_on(pass, tokens, None, layers) }
         };
         let result = self.read_windows(&tokens, 0, &visible, &mut take, progress);
         self.attached = attached;
