@@ -105,6 +105,9 @@ impl Segment {
     }
 }
 
+/// Bytes of source spans that are read with what lies around them.
+const SPANS_BYTES_BETWEEN: u32 = 1 << 16;
+
 /// Room for one block of one layer, to be read into again and again.
 #[derive(Default)]
 pub struct ExtentRoom(Option<AlignedBytes>);
@@ -188,15 +191,24 @@ impl Memory {
         Ok(damaged)
     }
 
-    /// Asks the system to read the mean keys of a layer slot ahead: only a hint.
-    pub fn prefetch_means(&self, layer_slot: usize) {
+    /// Asks the system to read ahead what a search goes through: all token ids, and the mean keys of consecutive layer slots. Only a hint. Two
+    /// requests for each commit, however many parts they have: a disk answers few large ones sooner.
+    pub fn prefetch_search(&self, layer_slots: Range<usize>) {
         let (Some(store), geometry) = (&self.store, &self.geometry) else { return };
-        let (form, heads) = (store.form(), geometry.heads());
-        for segment in store.segments.iter().filter(|_| layer_slot < geometry.layer_count()) {
-            let at = segment.offset + segment.layout.sections[Section::Index as usize].0;
-            let start = form.mean_at(geometry, segment.layout.blocks, layer_slot, 0, 0);
-            let len = segment.layout.blocks * heads * form.row_bytes(geometry);
-            store.will_need(at + start as u64, len as u64);
+        let (form, slots) = (store.form(), layer_slots.start..layer_slots.end.min(geometry.layer_count()));
+        for segment in store.segments.iter().filter(|s| !slots.is_empty() && !s.lost) {
+            let at = |section: Section| segment.offset + segment.layout.sections[section as usize].0;
+            let means_at = |slot: usize| form.mean_at(geometry, segment.layout.blocks, slot, 0, 0) as u64;
+            // The checksums of the mean keys stand at the beginning of the index, behind ids and sources.
+            let checksums = form.radius_at(geometry, segment.layout.blocks, 0, 0, 0) as u64;
+            let ids_end = at(Section::Index) + if form == Form::Floats { 0 } else { checksums };
+            if segment.header.spans_bytes <= SPANS_BYTES_BETWEEN {
+                store.will_need(at(Section::Tokens), ids_end - at(Section::Tokens));
+            } else {
+                store.will_need(at(Section::Tokens), segment.layout.sections[Section::Tokens as usize].1);
+                store.will_need(at(Section::Index), ids_end - at(Section::Index));
+            }
+            store.will_need(at(Section::Index) + means_at(slots.start), means_at(slots.end) - means_at(slots.start));
         }
     }
 

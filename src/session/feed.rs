@@ -145,6 +145,7 @@ impl Session {
     fn survey(&mut self, tokens: &[u32], memories: &[SharedMemory]) -> Result<()> {
         let (window, text) = (self.window.len(), self.tokens.len());
         self.recall.set_noting(true);
+        self.recall.look_ahead(&Readers::lock(memories).list());
         self.compute(tokens, Outputs::Queries, memories)?;
         self.window.truncate(window);
         self.tokens.truncate(text);

@@ -65,7 +65,6 @@ pub fn votes(
     let (indexed, d, group) = (Indexed::of(memories), h.key_length, h.group());
     let (Some(memory), true) = (memories.first(), indexed.total > 0) else { return Ok(votes) };
     let (ty, row) = (memory.mean_row_type(), row_bytes(memory, h));
-    slots.iter().for_each(|slot| memories.iter().for_each(|m| m.prefetch_means(*slot)));
     let (mut activations, mut rows) = (Activations::new(), Vec::new());
     let mut logits: Vec<f32> = Vec::new();
     for (&slot, queries) in slots.iter().zip(queries) {

@@ -428,13 +428,21 @@ impl Recall {
         })
     }
 
+    /// Asks the system for what [`Recall::choose`] will go through, so that the disk works while the queries are computed.
+    pub fn look_ahead(&self, memories: &[&Memory]) {
+        let searching = &self.options.searching;
+        if let (Some(first), Some(last), true) = (searching.iter().min(), searching.iter().max(), is_searched(memories)) {
+            memories.iter().for_each(|m| m.prefetch_search(*first..last + 1));
+        }
+    }
+
     /// Chooses the blocks to bring back, and reads them: by the votes of the noted queries, among candidates that the mean keys and
     /// the words of the `text` propose.
     pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], text: &[u32]) -> Result<()> {
         let counts: Vec<usize> = memories.iter().map(|m| m.blocks()).collect();
         let total: usize = counts.iter().sum();
         let mut candidates: Vec<usize> = (0..total).collect();
-        if total > CANDIDATES {
+        if is_searched(memories) {
             let by_mean = (total / PROPOSED_BY_MEAN).clamp(*PROPOSED_BY_MEAN_RANGE.start(), *PROPOSED_BY_MEAN_RANGE.end());
             candidates.clear();
             let voters = coarse::voters(h, memories, self.options.budget_bytes / 2);
@@ -605,6 +613,11 @@ impl Recall {
         let of_block = self.layers.len() * super::MEMORY_BLOCK_TOKENS as usize * row * CODEC.bytes();
         (self.options.budget_bytes / 2 / (4 * of_block).max(1)).clamp(1.min(self.options.blocks_max), self.options.blocks_max)
     }
+}
+
+/// True if there are more blocks than those whose every key is looked at.
+fn is_searched(memories: &[&Memory]) -> bool {
+    memories.iter().map(|m| m.blocks()).sum::<usize>() > CANDIDATES
 }
 
 fn len_of(memories: &[&Memory], at: BlockAddress) -> usize {
