@@ -5,9 +5,10 @@
 //! together. What is appended is visible at once and durable after [`Memory::commit`]. The file is described in
 //! `docs/memory-format.md`.
 //!
-//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs`, `scan.rs` and `sketches.rs` (what is read) -> `page.rs` (a block in memory: pack,
-//! summarise) -> `store.rs` (file: recover, commit) -> `chain.rs` (from commit to commit, damage or not), `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says
-//! how rows are kept, `index.rs` how summaries are, `format.rs` the pages, `geometry.rs` the arithmetic.
+//! Walk: `memory.rs` (the handle), `documents.rs` (whole documents), `reader.rs`, `scan.rs` and `sketches.rs` (what is read) -> `page.rs` (a
+//! block in memory: pack, summarise) -> `store.rs` (the file: commit) and `follow.rs` (find its commits: by `trail.rs` from the end, by
+//! `chain.rs` from the start and around damage), `segment.rs` (committed parts, checked at first touch) -> `maps.rs`; `codec.rs` says how rows
+//! are kept, `index.rs` how summaries are, `form.rs` what files have looked like, `format.rs` the pages, `geometry.rs` the arithmetic.
 
 mod chain;
 mod codec;
