@@ -127,12 +127,12 @@ def memory_entries(p, x, config):
     return heads(h, layer["attn_k"], config), heads(h, layer["attn_v"], config)
 
 
-def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
+def read(p, x, at, keys, values, blind, config, top_k=0, entry=None, crowd=None):
     """The memory layer, those above it, and the output at places `at` [n, q] of windows with hidden states x [n, places, width].
 
     keys, values: the memory, [m, kv_heads, head_dim] for all windows or [n, m, kv_heads, head_dim]; blind [n] bool: windows that see none
     of it. entry [n, q]: an index into the window followed by the memory. Returns logits [n, q, vocabulary] and the log of the attention
-    weight of `entry` in every head, [n, q, heads]."""
+    weight that `entry` would have in every head, [n, q, heads], if each other entry of the memory were there `crowd` times."""
     layer, above, group = p["layers"][config.memory_layer], p["layers"][config.memory_layer + 1:], config.heads // config.kv_heads
     k, v = memory_entries(p, x, config)
     asked = at
@@ -159,11 +159,13 @@ def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
     o = (o / total[..., None]).transpose(0, 3, 1, 2, 4).reshape(n, places, -1)
     y = feed_forward(layer, picked + o @ layer["attn_output"].T, config)
     norms = (top[..., 0] + jnp.log(total)).transpose(0, 3, 1, 2)  # the logarithm of the softmax's denominator
+    remotes = (er.sum(-1) / total).transpose(0, 3, 1, 2)
     if above:
         for other in above:
             y = ordinary(other, y, config)
         y = jnp.take_along_axis(y, asked[..., None], 1)
-        q, norms = jnp.take_along_axis(q, asked[..., None, None, None], 1), jnp.take_along_axis(norms, asked[..., None, None], 1)
+        q = jnp.take_along_axis(q, asked[..., None, None, None], 1)
+        norms, remotes = (jnp.take_along_axis(n, asked[..., None, None], 1) for n in (norms, remotes))
     logits = norm(y, p["output_norm"], config.epsilon) @ p["output"].T
     if entry is None:
         return logits, None
@@ -171,11 +173,14 @@ def read(p, x, at, keys, values, blind, config, top_k=0, entry=None):
     there = jnp.clip(entry - x.shape[1], 0, keys.shape[-3] - 1)
     there = jnp.take_along_axis(keys, there[..., None, None], 1) if own else keys[there]
     right = jnp.where((entry < x.shape[1])[..., None, None], here, there)
-    mass = jnp.einsum("nqhgd,nqhd->nqhg", q, right) - norms
-    return logits, mass.reshape(*asked.shape, config.heads)
+    right = jnp.einsum("nqhgd,nqhd->nqhg", q, right) - norms
+    if crowd is None:
+        return logits, right.reshape(*asked.shape, config.heads)
+    others = jnp.maximum(remotes - jnp.where((entry < x.shape[1])[..., None, None], 0.0, jnp.exp(right)), 0.0)
+    return logits, (right - jnp.log1p((crowd - 1) * others)).reshape(*asked.shape, config.heads)
 
 
-def loss(p, b, config, weights, negatives):
+def loss(p, b, config, weights, negatives, crowd=None):
     """Crossbatch: document i reads the pages of documents i ... i + negatives - 1, all of them differentiable. The loss is the
     cross-entropy of answers and of text, and, weighted by `weights["attention"]`, that of the attention to the right entry."""
     docs, pages = b["window"].shape[0], b["memory"].shape[0]
@@ -190,7 +195,7 @@ def loss(p, b, config, weights, negatives):
         keys, values = (e.reshape(-1, config.kv_heads, config.head_dim) for e in (keys, values))
         length, own = b["window"].shape[1], keys.shape[0] // docs
         entry = jnp.where(entry < length, entry, length + (entry - length + jnp.arange(docs)[:, None] * own) % keys.shape[0])
-    logits, mass = read(p, x[pages:], b["at"], keys, values, b["blind"], config, entry=entry)
+    logits, mass = read(p, x[pages:], b["at"], keys, values, b["blind"], config, entry=entry, crowd=crowd)
     each = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, b["label"][..., None], -1)[..., 0]
     answers, text = jnp.maximum(b["answer"].sum(), 1), jnp.maximum(b["text"].sum(), 1)
     right = (logits.argmax(-1) == b["label"]) * b["answer"]

@@ -49,6 +49,7 @@ class Phase:
     ends: bool = False     # whether the line feed after an answer counts as part of it
     local: float = 0.15    # share of records in the window of questions
     blind: float = 0.05    # share of windows that see no memory
+    crowd: float = 1.0     # the loss of attention counts each other entry so many times at most
 
 
 FIRST = {"dictionary": 0.6, "records": 0.4}
@@ -62,6 +63,7 @@ PHASES = [
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.4, 0.004), prose=0.1, local=0.1, alike=0.7, ends=True),
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 2400, rate=(0.5, 0.004), rise=100, prose=0.1, local=0.1, alike=0.7, ends=True),
     Phase(256, 4, 4, 4, 96, DENSE, 0.6, 1200, rate=(0.3, 0.004), rise=50, prose=0.1, local=0.1, alike=0.7, ends=True),
+    Phase(256, 4, 4, 4, 96, DENSE, 0.6, 3600, rate=(0.5, 0.004), rise=100, prose=0.1, local=0.1, alike=0.7, ends=True, crowd=64.0),
 ]
 
 
@@ -137,8 +139,8 @@ def main():
         parameters, state = jax.tree.map(jnp.asarray, (parameters, state))
 
     @partial(jax.jit, static_argnames="negatives", donate_argnums=(0, 1))
-    def update(parameters, state, b, rate, negatives):
-        (_, parts), gradient = jax.value_and_grad(model.loss, has_aux=True)(parameters, b, config, weights, negatives)
+    def update(parameters, state, b, rate, crowd, negatives):
+        (_, parts), gradient = jax.value_and_grad(model.loss, has_aux=True)(parameters, b, config, weights, negatives, crowd)
         change, state = optimizer.update(gradient, state, parameters)
         return jax.tree.map(lambda p, c: p - rate * c, parameters, change), state, parts
 
@@ -173,10 +175,11 @@ def main():
             negatives = 1 if phase > 1 and r.random() < 0.1 else p.negatives
             hard, alike = r.random() < p.hard, r.random() < p.alike
             b = data.batch(r, p.docs, p.pages, p.length, p.queries, negatives, p.mixture, hard, alike, p.ends, p.local, p.prose, p.blind)
+            crowd = p.crowd ** r.random() if p.crowd > 1 else 1.0
             share = max(in_phase / p.steps, min(1.0, spent_share(phase)))
             rise = min(1.0, (step + 1) / 100, (in_phase + 1) / p.rise)
             rate = options.rate * rise * (p.rate[1] + (p.rate[0] - p.rate[1]) * 0.5 * (1 + np.cos(np.pi * share)))
-            parameters, state, parts = update(parameters, state, b, jnp.float32(rate), negatives)
+            parameters, state, parts = update(parameters, state, b, jnp.float32(rate), jnp.float32(crowd), negatives)
             parts = {k: float(v) for k, v in parts.items()}
             running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in parts.items()}
             step, in_phase, tokens = step + 1, in_phase + 1, tokens + b["memory"].size + b["window"].size
