@@ -14,6 +14,8 @@ stamp=$(cat tools/android/stubs.sh tools/android/bionic.txt | cksum)
 rm -rf "$dir"
 mkdir -p "$dir"
 target=(--target="${triple}21")
+# As the NDK has it: floats go through integer registers, and are computed by the unit that every ARMv7 phone has.
+[[ $triple != armv7* ]] || target+=(-march=armv7-a -mfpu=vfpv3-d16 -mfloat-abi=softfp)
 include=$PWD/tools/cross/include
 
 for library in libc libm libdl liblog; do
