@@ -77,7 +77,8 @@ impl Store {
             self.reserve_segment()?;
             self.take_in(link);
         }
-        match self.chain().hash_at(&self.tip)? {
+        let hash = if self.tip.sequence == durable.sequence { Some(durable.hash) } else { self.chain().hash_at(&self.tip)? };
+        match hash {
             Some(hash) => self.tip.hash = hash,
             None => return Ok(self.back_at(start)),
         }
