@@ -228,6 +228,7 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
             None => None,
         };
         segments.clear();
+        let lost_pages = Memory::lost_pages(c.memories);
         for head in 0..h.head_count_kv {
             let mut local = c.window.segment(l, head);
             if let Visibility::Causal { first, .. } = &mut local.visibility {
@@ -243,6 +244,8 @@ fn attention_block(h: &Hparams, layer: &Layer, l: usize, pass: &Pass<'_>, c: &mu
                 (None, _) => {}
             }
         }
+        // A block that was lost after the first head had it would leave the others a segment short.
+        Memory::check_unlost(c.memories, lost_pages)?;
         let shape = h.attention_shape(step, c.memory_top_k);
         attention(pass, &shape, queries, &segments, &mut s.attended[at * row..(at + step) * row])?;
     }
