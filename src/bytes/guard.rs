@@ -161,8 +161,14 @@ mod handler {
         (unsafe { libc::sigaction(libc::SIGBUS, new, &mut old) } == 0).then_some(old)
     }
 
+    /// A Java machine checks that its handlers stay where they are, and has its own way with this signal.
+    fn is_in_a_java_machine() -> bool {
+        // SAFETY: asks for the address of a name; the name ends in NUL.
+        !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"JNI_GetCreatedJavaVMs".as_ptr()) }.is_null()
+    }
+
     pub fn install() -> bool {
-        let Some(before) = action(None) else { return false };
+        let Some(before) = action(None).filter(|_| !is_in_a_java_machine()) else { return false };
         BEFORE.store(before.sa_sigaction, Relaxed);
         BEFORE_FLAGS.store(before.sa_flags as usize, Relaxed);
         BEFORE_IS_KNOWN.store(true, Release);
