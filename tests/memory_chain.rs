@@ -173,6 +173,17 @@ fn many_commits_are_opened_by_few_pages_and_go_on_as_one_trail() {
             assert!(disk.bytes() == good, "commit {i}");
         }
     }
+    // Where the way back from the end sets its foot nothing is left: it goes around.
+    for (spoilt, around) in [(vec![342], 1), (vec![342, 182, 22], 3), (vec![342, 343, 344, 184, 183], 5), ((190..349).collect(), 159)] {
+        let mut bad = good.clone();
+        spoilt.iter().flat_map(|i: &usize| pages[*i]).for_each(|at| bad[at + 40] ^= 0x11);
+        let disk = Disk::with(bad);
+        let m = Memory::open_on(disk.storage(), None, Access::Read).unwrap();
+        let read: u64 = disk.state().read.iter().map(|r| r.end - r.start).sum();
+        assert!(read <= (2 + 5 + 1 + 2 * around) * PAGE as u64, "{spoilt:?}: {read}");
+        assert_eq!((m.len(), m.stats().lost_tokens, m.stats().forgotten_tokens), (502, 0, 1), "{spoilt:?}");
+        assert_eq!(m.tokens(0..502).unwrap(), (0..502).collect::<Vec<u32>>());
+    }
     // To any point, and on from there.
     let mut reader = open(good, Access::Read).unwrap();
     for tokens in [1, 150, 151, 152, 400, 502] {

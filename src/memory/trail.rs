@@ -119,47 +119,87 @@ impl Chain<'_> {
     }
 
     fn strides(&self, durable: &Tip) -> Result<Vec<Step>> {
-        let amiss = |at: u64, what: &str| corrupt(at, what.into());
-        let has_records = self.superblock.incompat & RECORDS != 0;
         let (mut out, mut at): (Vec<Step>, Tip) = (Vec::new(), *durable);
-        let mut page = [0; PAGE_BYTES];
+        // Where pages were met that say nothing, which a longer way around them has to pass.
+        let mut passing = u64::MAX;
         while at.sequence > 0 {
-            let Some(page_at) = at.end.checked_sub(PAGE).filter(|at| *at > FIRST_SEGMENT) else {
-                return Err(amiss(at.end, "commits before the first"));
-            };
-            read(self.storage, &mut page, page_at)?;
-            let Some((tip, of)) = CommitPage::place(&page, page_at, &self.superblock.uuid) else {
-                return Err(amiss(page_at, "no commit page"));
-            };
-            // Of the hash only the first is known; each page vouches for what it says with its checksum.
-            if (tip.sequence, tip.end, tip.tokens) != (at.sequence, at.end, at.tokens) || (out.is_empty() && tip.hash != durable.hash) {
-                return Err(amiss(page_at, "a commit page of another place"));
-            }
-            let mut steps = steps_of(&page, page_at)?;
-            if steps.is_empty() {
-                let before = Tip { sequence: tip.sequence - 1, end: of.segment_offset, tokens: 0, hash: of.previous_hash };
-                steps.push(self.step_by_header(before, &page, page_at)?);
-            }
-            try_reserve(&mut out, "the list of commits", steps.len())?;
-            for step in steps {
-                let of_tokens = (u32::from(!has_records)..=SEGMENT_TOKENS_MAX).contains(&step.token_count);
-                if !of_tokens || step.spans_bytes > if step.token_count == 0 { 0 } else { SPANS_BYTES_MAX } {
-                    return Err(amiss(page_at, "a commit that cannot be"));
+            let found = self.steps_to(&at, out.is_empty().then_some(durable.hash)).and_then(|steps| {
+                let mut tips = Vec::with_capacity(steps.len());
+                for step in &steps {
+                    tips.push(self.before(tips.last().unwrap_or(&at), step)?);
                 }
-                let layout = Layout::new(&self.superblock.geometry, self.superblock.form(), step.token_count, step.spans_bytes);
-                let end = at.end.checked_sub(layout.segment_bytes + PAGE).filter(|end| *end >= FIRST_SEGMENT);
-                match (at.sequence.checked_sub(1), end, at.tokens.checked_sub(step.token_count.into())) {
-                    (Some(sequence), Some(end), Some(tokens)) => at = Tip { sequence, end, tokens, hash: 0 },
-                    _ => return Err(amiss(page_at, "more than there can be before it")),
+                Ok((steps, tips))
+            });
+            match (found, out.last()) {
+                (Ok((steps, tips)), _) if tips.last().is_some_and(|tip| tip.sequence < passing) => {
+                    passing = u64::MAX;
+                    try_reserve(&mut out, "the list of commits", steps.len())?;
+                    out.extend(steps);
+                    at = *tips.last().expect("looked at above");
                 }
-                out.push(step);
+                // The page before that one, a commit nearer to the end, tells of it too.
+                (Ok(_) | Err(Error::Corrupt { .. } | Error::Format { .. }), Some(step))
+                    if at.sequence < passing.saturating_add(STEPS_MAX as u64) =>
+                {
+                    passing = passing.min(at.sequence);
+                    at = Tip {
+                        sequence: at.sequence + 1,
+                        end: at.end + self.bytes_of(step),
+                        tokens: at.tokens + u64::from(step.token_count),
+                        hash: 0,
+                    };
+                    out.pop();
+                }
+                (Ok(_), _) => return Err(corrupt(at.end, "no page tells of the commits before it".into())),
+                (Err(e), _) => return Err(e),
             }
         }
         if (at.end, at.tokens) != (FIRST_SEGMENT, 0) {
-            return Err(amiss(at.end, "the first commit elsewhere than at the start"));
+            return Err(corrupt(at.end, "the first commit elsewhere than at the start".into()));
         }
         out.reverse();
         Ok(out)
+    }
+
+    /// What the commit page that ends at `at` tells of the last commits, the newest, its own, first. Of its hash something is known at the end alone;
+    /// each page vouches for what it says with its checksum.
+    fn steps_to(&self, at: &Tip, hash: Option<u64>) -> Result<Vec<Step>> {
+        let amiss = |at: u64, what: &str| corrupt(at, what.into());
+        let Some(page_at) = at.end.checked_sub(PAGE).filter(|at| *at > FIRST_SEGMENT) else {
+            return Err(amiss(at.end, "commits before the first"));
+        };
+        let mut page = [0; PAGE_BYTES];
+        read(self.storage, &mut page, page_at)?;
+        let Some((tip, of)) = CommitPage::place(&page, page_at, &self.superblock.uuid) else {
+            return Err(amiss(page_at, "no commit page"));
+        };
+        if (tip.sequence, tip.end, tip.tokens) != (at.sequence, at.end, at.tokens) || hash.is_some_and(|hash| hash != tip.hash) {
+            return Err(amiss(page_at, "a commit page of another place"));
+        }
+        let mut steps = steps_of(&page, page_at)?;
+        if steps.is_empty() {
+            let before = Tip { sequence: tip.sequence - 1, end: of.segment_offset, tokens: 0, hash: of.previous_hash };
+            steps.push(self.step_by_header(before, &page, page_at)?);
+        }
+        Ok(steps)
+    }
+
+    /// Where the chain was before `step` took it to `at`; its hash is not known.
+    fn before(&self, at: &Tip, step: &Step) -> Result<Tip> {
+        let of_tokens = (u32::from(self.superblock.incompat & RECORDS == 0)..=SEGMENT_TOKENS_MAX).contains(&step.token_count);
+        if !of_tokens || step.spans_bytes > if step.token_count == 0 { 0 } else { SPANS_BYTES_MAX } {
+            return Err(corrupt(at.end, "a commit that cannot be".into()));
+        }
+        let end = at.end.checked_sub(self.bytes_of(step)).filter(|end| *end >= FIRST_SEGMENT);
+        match (at.sequence.checked_sub(1), end, at.tokens.checked_sub(step.token_count.into())) {
+            (Some(sequence), Some(end), Some(tokens)) => Ok(Tip { sequence, end, tokens, hash: 0 }),
+            _ => Err(corrupt(at.end, "more than there can be before it".into())),
+        }
+    }
+
+    /// Bytes of the commit `step`, its pages included.
+    fn bytes_of(&self, step: &Step) -> u64 {
+        Layout::new(&self.superblock.geometry, self.superblock.form(), step.token_count, step.spans_bytes).segment_bytes + PAGE
     }
 
     /// The commit behind `before` that `step` tells of; `None` if it has records and their page is not what must stand there. Its tip has no hash.
