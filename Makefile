@@ -79,6 +79,11 @@ train-fot: build ## Train a model like that of run-example and quantise it: abou
 	@tools/setup.sh python3
 	tools/fot/make.sh $(or $(OUT),build/fot) $(RELEASE)/loci
 
+scale: build ## A memory of a million tokens of TEXT=book.txt: what is found in it, how long a question waits (about an hour, 10 GB in build/scale)
+	@tools/setup.sh python3 pip unzip
+	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
+	tools/scale.py --loci $(RELEASE)/loci --model $(MODEL) --text $(TEXT) --out $(or $(OUT),build/scale) $(SCALE_FLAGS)
+
 FORCE:
 
 bench: ## Kernels beside ggml's, models beside the peers given (LLAMA_BENCH=path IK_BENCH=path MODELS="..."), into benches/record
@@ -181,4 +186,4 @@ clean: ## Remove what was built (models/ stays)
 	cargo clean
 	rm -rf build
 
-.PHONY: help build model test crash sanitize run-example run-chat train-fot FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin swift ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean
+.PHONY: help build model test crash sanitize run-example run-chat train-fot scale FORCE bench lint prove isa aarch64 aarch64-examples armv7 android kotlin swift ios aarch64-isa aarch64-cost vocab-tests header install deb deb-arm64 size abi clean

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""A memory of a million tokens, measured: what is found in it, how long a question waits, what is read.
+
+    tools/scale.py --loci LOCI --model GGUF --text BOOK --out DIR [--tokens 1m] [--threads 2] [--codec k8v4] [--rounds 3]
+
+Reads BOOK (again from its start where it is too short) into DIR/large.lmem, which goes on where it was interrupted and is kept; asks for what is
+hidden in it (`loci eval`: pass keys and needles, from 4k up to all of it); then asks one question of it and of DIR/small.lmem, the
+first 3,000 tokens, in turn: small, large, large after its pages were dropped. Medians, and all of it in DIR/scale.json. Needs 10 KB of
+disk a token of SmolLM2-135M, and an hour or so.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+QUESTION = "Who was the father of Solomon?"
+ANSWER_TOKENS = 120
+SMALL_BYTES = 12000
+LENGTHS = ["4k", "32k", "128k", "256k", "512k"]
+
+
+def tokens_of(text):
+    """`512k` and `1m` in numbers, as loci reads them."""
+    unit = {"k": 1024, "m": 1_000_000}.get(text[-1].lower())
+    return int(text[:-1]) * unit if unit else int(text)
+
+
+def drop_pages(path):
+    """The system forgets what it holds of the file, so that the next reader waits for the disk."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def ask(options, memory):
+    """Figures of one question in a process of its own, in seconds and bytes."""
+    command = [options.loci, "recall", "-m", options.model, "--memory", memory, "--temp", "0", "--seed", "1", "-n", str(ANSWER_TOKENS),
+               "--ignore-eos", "--json", "-t", str(options.threads), QUESTION]
+    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    stats = said["stats"]
+    return {"open": said["open_seconds"], "first": stats["first_token_seconds"], "median": said["pace"]["median"], "p99": said["pace"]["p99"],
+            "read": stats["memory_bytes_read"], "read_a_token": stats["memory_bytes_per_token"], "anonymous": stats["anonymous_bytes"],
+            "tokens": stats["memory_tokens"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loci", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", required=True, help="a long text, a sentence or so in a line")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--tokens", default="1m")
+    parser.add_argument("--codec", default="k8v4")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-questions", action="store_true", help="times alone")
+    options = parser.parse_args()
+    os.makedirs(options.out, exist_ok=True)
+    large, small = os.path.join(options.out, "large.lmem"), os.path.join(options.out, "small.lmem")
+    beginning = os.path.join(options.out, "small.txt")
+
+    lengths = [n for n in LENGTHS if tokens_of(n) < tokens_of(options.tokens)] + [options.tokens]
+    evaluate = [options.loci, "eval", "-m", options.model, "--haystack", options.text, "--memory", large, "--codec", options.codec, "--reading-ctx", "512",
+                "--lengths", ",".join(lengths), "--tasks", "passkey,needle", "--depths", "10", "--samples", "4", "-t", str(options.threads)]
+    subprocess.run([*evaluate, "--remember"], check=True)
+    if not os.path.exists(small):
+        with open(options.text, "rb") as text, open(beginning, "wb") as out:
+            out.write(text.read(SMALL_BYTES))
+        subprocess.run([options.loci, "remember", "-m", options.model, "--memory", small, "--codec", options.codec, "-t", str(options.threads), beginning], check=True)
+
+    rounds = {"small": [], "large": [], "large, cold": []}
+    for _ in range(options.rounds + 1):
+        rounds["small"].append(ask(options, small))
+        rounds["large"].append(ask(options, large))
+        drop_pages(large)
+        rounds["large, cold"].append(ask(options, large))
+    # The first round has found the model cold.
+    medians = {name: {k: statistics.median(r[k] for r in found[1:]) for k in found[0]} for name, found in rounds.items()}
+    print("\n| memory | tokens | open, ms | first token, ms | a token, ms | 99th percentile | bytes read | a token | anonymous, MiB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for name, m in medians.items():
+        print(f"| {name} | {m['tokens']:,.0f} | {m['open'] * 1e3:.1f} | {m['first'] * 1e3:.0f} | {m['median'] * 1e3:.1f} | {m['p99'] * 1e3:.1f} "
+              f"| {m['read']:,.0f} | {m['read_a_token']:,.0f} | {m['anonymous'] / 2**20:.1f} |")
+    with open(os.path.join(options.out, "scale.json"), "w") as f:
+        json.dump({"medians": medians, "rounds": rounds}, f, indent=1)
+    if not options.no_questions:
+        print(flush=True)
+        subprocess.run([*evaluate, "--modes", "memory", "--svg", os.path.join(options.out, "found.svg")], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
