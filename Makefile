@@ -81,6 +81,7 @@ train-fot: build ## Train a model like that of run-example and quantise it: abou
 
 scale: build ## A memory of a million tokens of TEXT=book.txt: what is found in it, how long a question waits (about an hour, 10 GB in build/scale)
 	@tools/setup.sh python3 pip unzip
+	@[ -n "$(TEXT)" ] || { echo "make scale: TEXT=a long text, a sentence or so in a line" >&2; exit 2; }
 	@[ -f "$(MODEL)" ] || tools/get_model.sh smollm2
 	tools/scale.py --loci $(RELEASE)/loci --model $(MODEL) --text $(TEXT) --out $(or $(OUT),build/scale) $(SCALE_FLAGS)
 
