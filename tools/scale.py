@@ -3,9 +3,9 @@
 
     tools/scale.py --loci LOCI --model GGUF --text BOOK --out DIR [--tokens 1m] [--threads 2] [--codec k8v4] [--rounds 3]
 
-Reads BOOK (again from its start where it is too short) into DIR/large.lmem, which goes on where it was interrupted and is kept; asks for what is
-hidden in it (`loci eval`: pass keys and needles, from 4k up to all of it); then asks one question of it and of DIR/small.lmem, the
-first 3,000 tokens, in turn: small, large, large after its pages were dropped. Medians, and all of it in DIR/scale.json. Needs 10 KB of
+Reads BOOK (again from its start where it is too short) into DIR/large.lmem, which goes on where it was interrupted and is kept; asks
+one question of it and of DIR/small.lmem, the first 3,000 tokens, in turn: small, large, large after its pages were dropped (medians; every
+round is in DIR/scale.json); then asks for what is hidden in it (`loci eval`: pass keys and needles, from 4k up to all of it). Needs 10 KB of
 disk a token of SmolLM2-135M, and an hour or so.
 """
 import argparse
@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 
 QUESTION = "Who was the father of Solomon?"
 ANSWER_TOKENS = 120
@@ -88,8 +87,7 @@ def main():
     if not options.no_questions:
         print(flush=True)
         subprocess.run([*evaluate, "--modes", "memory", "--svg", os.path.join(options.out, "found.svg")], check=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

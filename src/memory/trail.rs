@@ -124,18 +124,15 @@ impl Chain<'_> {
         let mut passing = u64::MAX;
         while at.sequence > 0 {
             let found = self.steps_to(&at, out.is_empty().then_some(durable.hash)).and_then(|steps| {
-                let mut tips = Vec::with_capacity(steps.len());
-                for step in &steps {
-                    tips.push(self.before(tips.last().unwrap_or(&at), step)?);
-                }
-                Ok((steps, tips))
+                let start = steps.iter().try_fold(at, |at, step| self.before(&at, step))?;
+                Ok((steps, start))
             });
             match (found, out.last()) {
-                (Ok((steps, tips)), _) if tips.last().is_some_and(|tip| tip.sequence < passing) => {
+                (Ok((steps, start)), _) if start.sequence < passing => {
                     passing = u64::MAX;
                     try_reserve(&mut out, "the list of commits", steps.len())?;
                     out.extend(steps);
-                    at = *tips.last().expect("looked at above");
+                    at = start;
                 }
                 // The page before that one, a commit nearer to the end, tells of it too.
                 (Ok(_) | Err(Error::Corrupt { .. } | Error::Format { .. }), Some(step))
