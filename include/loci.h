@@ -403,7 +403,7 @@ typedef struct loci_session_stats {
     uint64_t mapped_bytes;      /* files in the address space: the system may take their pages back */
     uint64_t anonymous_bytes;   /* context and scratch */
     uint64_t resident_bytes;    /* of the whole process, as the system counts; 0 where it does not say */
-    uint64_t memory_bytes_read; /* of memories: blocks, keys that were compared, index, token ids */
+    uint64_t memory_bytes_read; /* of memories: blocks, keys that were compared, sketches of keys */
     double memory_bytes_per_token;  /* the same since the last prompt began, for each token computed one at a time since then */
     uint64_t memory_held_bytes;     /* what retrieval holds in RAM, of its budget */
     uint64_t memory_blocks_read;    /* each in all layers */

@@ -147,7 +147,8 @@ fn sketches_find_what_counts_and_little_else_is_read() {
         let session = |sketches: bool, threads: usize| {
             let from = memory.read().expect("lock");
             let path = dir.path().join(format!("{codec}-{sketches}-{threads}.lmem"));
-            let copy = copied(&from, &Geometry { codec, sketches, ..from.geometry().clone() }, &path);
+            let sketched = if sketches { from.geometry().layers.clone() } else { Vec::new() };
+            let copy = copied(&from, &Geometry { codec, sketched, ..from.geometry().clone() }, &path);
             let sketched: usize = copy.read().expect("lock").sketches(0, 0).expect("sketches").iter().map(|s| s.blocks.len()).sum();
             assert_eq!(sketched, if sketches { from.blocks() } else { 0 });
             let options = SessionOptions { memory_top_k: 128, threads, ..SessionOptions::default() };

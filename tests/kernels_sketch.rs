@@ -2,7 +2,7 @@
 //! worth what two bits can be: right on average, and close enough that the best keys are among a few times as many candidates.
 
 use loci::kernels::hadamard::hadamard;
-use loci::kernels::sketch::{SketchQuery, bytes, encode, estimate_at, tile_bytes};
+use loci::kernels::sketch::{SketchQuery, best_of_blocks_at, bytes, encode, estimate_at, tile_bytes};
 use loci::simd::Level;
 
 struct Random(u64);
@@ -92,6 +92,47 @@ fn every_level_estimates_what_the_format_says() {
                 let bits: Vec<u32> =
                     (0..rows).flat_map(|r| out[r * width..][..n].iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect();
                 assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits, "{level_of:?}, {length}, {rows} rows");
+            }
+        }
+    }
+}
+
+/// Blocks of one tile and of several, filled and not.
+#[test]
+fn the_best_of_a_block_is_the_best_estimate_of_its_keys() {
+    let mut random = Random(5);
+    for (length, block_keys, n) in [(64, 32, 100), (64, 16, 16), (10, 20, 47), (128, 7, 3), (32, 48, 144), (64, 32, 65)] {
+        let blocks: Vec<usize> = (0..n).step_by(block_keys).map(|first| block_keys.min(n - first)).collect();
+        // What fills up a tile is estimated as zero, and would win where all keys are below.
+        let sketches: Vec<u8> = blocks.iter().flat_map(|len| case(length, *len, &mut random).sketches).collect();
+        for rows in 1..=9 {
+            let loaded: Vec<SketchQuery> = (0..rows)
+                .map(|_| {
+                    let mut loaded = SketchQuery::default();
+                    assert!(loaded.load(&random.normals(length)).unwrap());
+                    loaded
+                })
+                .collect();
+            let width = blocks.len() + 2;
+            for level in Level::available() {
+                let mut out = vec![f32::NAN; rows * width];
+                best_of_blocks_at(level, &loaded, &sketches, block_keys, n, &mut out, width);
+                let mut at = 0;
+                for (block, len) in blocks.iter().enumerate() {
+                    let tiles = &sketches[at..][..bytes(length, *len)];
+                    at += tiles.len();
+                    let mut estimates = vec![0.0; rows * 48];
+                    estimate_at(level, &loaded, &vec![0.0; rows], tiles, &mut estimates, 48);
+                    for row in 0..rows {
+                        let expected = estimates[48 * row..][..*len].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                        assert_eq!(
+                            out[row * width + block],
+                            expected,
+                            "{level:?}, {length}, {n} in {block_keys}, row {row}, block {block}"
+                        );
+                    }
+                }
+                assert!(out.chunks(width).all(|row| row[blocks.len()..].iter().all(|x| x.is_nan())), "nothing else is written");
             }
         }
     }

@@ -6,13 +6,21 @@ mod disk;
 
 use disk::Disk;
 use loci::Error;
-use loci::memory::{Access, Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source};
+use loci::memory::{Access, Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, SketchRoom, Source};
 use std::ops::Range;
 
 const PAGE: usize = 4096;
 
 fn geometry() -> Geometry {
-    Geometry { layers: vec![0, 2], head_count_kv: 2, key_length: 32, value_length: 32, block_tokens: 4, codec: Codec::K8V4, sketches: true }
+    Geometry {
+        layers: vec![0, 2],
+        head_count_kv: 2,
+        key_length: 32,
+        value_length: 32,
+        block_tokens: 4,
+        codec: Codec::K8V4,
+        sketched: vec![0, 2],
+    }
 }
 
 fn append(m: &mut Memory, ids: Range<u32>, label: &str) {
@@ -135,8 +143,15 @@ fn what_later_pages_tell_of_is_not_lost() {
 
 #[test]
 fn many_commits_are_opened_by_few_pages_and_go_on_as_one_trail() {
-    let g =
-        Geometry { layers: vec![0], head_count_kv: 1, key_length: 2, value_length: 2, block_tokens: 4, codec: Codec::F16, sketches: false };
+    let g = Geometry {
+        layers: vec![0],
+        head_count_kv: 1,
+        key_length: 2,
+        value_length: 2,
+        block_tokens: 4,
+        codec: Codec::F16,
+        sketched: Vec::new(),
+    };
     let disk = Disk::default();
     let mut m = Memory::create_on(disk.storage(), g, Fingerprint { architecture: "llama".into(), hash: [3; 32] }).unwrap();
     let commit = |m: &mut Memory, id: u32| {
@@ -261,10 +276,10 @@ fn what_follows_from_nothing_is_lost_and_what_lies_behind_it_is_not() {
                 }
                 Err(e) => assert!(matches!(e, Error::Corrupt { .. }) && lost.contains(&span.first_token), "{e}"),
             }
-            let mut means = vec![1; 34];
-            let damaged = m.mean_rows(1, 1, block..block + 1, &mut means).unwrap();
-            assert_eq!(damaged == 1, lost.contains(&span.first_token));
-            assert!(damaged == 0 || means.iter().all(|x| *x == 0));
+            let searched = m.sketched_blocks(1).any(|blocks| blocks.contains(&block));
+            assert_eq!(searched, !lost.contains(&span.first_token));
+            let sketches = m.read_sketches(1, 1, block, &mut SketchRoom::default()).unwrap().map(|s| s.blocks.contains(&block));
+            assert_eq!(sketches, searched.then_some(true));
         }
         assert_eq!(read, 32 - (lost.end - lost.start));
         let damages = m.verify(|_, _| true).unwrap();

@@ -31,7 +31,7 @@ fn fingerprint() -> Fingerprint {
 
 fn geometry(codec: Codec) -> Geometry {
     // Blocks that do not fill their tiles, heads of two sizes.
-    Geometry { layers: vec![0, 4], head_count_kv: 2, key_length: 96, value_length: 64, block_tokens: 40, codec, sketches: false }
+    Geometry { layers: vec![0, 4], head_count_kv: 2, key_length: 96, value_length: 64, block_tokens: 40, codec, sketched: vec![0, 4] }
 }
 
 /// About normal numbers, with the outliers that keys have: one element that is always large.

@@ -6,12 +6,20 @@ mod disk;
 
 use disk::{Disk, Failure, Fate, Moment, Op, Rng};
 use loci::Error;
-use loci::memory::{Access, Codec, ExtentRoom, Fingerprint, Geometry, LayerKv, Memory, Side, Source, SourceSpan};
+use loci::memory::{Access, Codec, ExtentRoom, Fingerprint, Geometry, LayerKv, Memory, Side, SketchRoom, Source, SourceSpan};
 
 const PAGE: usize = 4096;
 
 fn geometry() -> Geometry {
-    Geometry { layers: vec![1, 3], head_count_kv: 2, key_length: 4, value_length: 3, block_tokens: 4, codec: Codec::F16, sketches: true }
+    Geometry {
+        layers: vec![1, 3],
+        head_count_kv: 2,
+        key_length: 4,
+        value_length: 3,
+        block_tokens: 4,
+        codec: Codec::F16,
+        sketched: vec![1, 3],
+    }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -496,16 +504,18 @@ fn any_flipped_bit_is_reported_or_harmless() {
             // A search reads its own way: the right bytes, or none and a word about it; the groups of the other heads stay.
             let mut without = 0;
             for (slot, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let scan = |m: &Memory| {
-                    let mut rows = vec![1; 8 * m.blocks()];
-                    let damaged = m.mean_rows(slot, head, 0..m.blocks(), &mut rows).unwrap();
-                    (damaged, rows)
+                let scan = |m: &Memory| -> Vec<Option<(Vec<u8>, Vec<u8>)>> {
+                    let mut room = SketchRoom::default();
+                    let mut read = |block: usize| {
+                        let read = m.read_sketches(slot, head, block, &mut room).unwrap();
+                        read.map(|s| (s.means.to_vec(), s.tiles.to_vec()))
+                    };
+                    m.sketched_blocks(slot).map(|blocks| read(blocks.start)).collect()
                 };
-                let ((damaged, rows), (_, right)) = (scan(&m), scan(&whole));
-                let of_block = rows.chunks(8).zip(right.chunks(8)).filter(|(a, b)| a != b && a.iter().any(|x| *x != 0)).count();
-                assert_eq!(of_block, 0, "byte {at}");
-                assert_eq!(damaged > 0, rows != right, "byte {at}");
-                without += usize::from(damaged > 0);
+                let (found, right) = (scan(&m), scan(&whole));
+                assert!(found.len() == right.len() && right.iter().all(Option::is_some));
+                assert!(found.iter().zip(&right).all(|(found, right)| found.is_none() || found == right), "byte {at}");
+                without += found.iter().filter(|found| found.is_none()).count();
                 for block in 0..m.blocks() {
                     let mut room = ExtentRoom::default();
                     match (m.extent(slot, block, &mut room), m.rows(Side::Keys, slot, head, block)) {
@@ -605,15 +615,18 @@ fn features_of_the_future_are_refused_or_read_only_or_ignored() {
     };
     let (version, compat, ro_compat, incompat) = (8, 16, 24, 32);
     for copies in [0..2, 0..1, 1..2] {
-        for (at, flag) in [(version, 3), (incompat, 16), (incompat + 7, 0x80)] {
+        for (at, flag) in [(version, 3), (incompat, 32), (incompat + 7, 0x80)] {
             let disk = with(at, flag, copies.clone());
             assert!(matches!(open(&disk, Access::Read), Err(Error::Unsupported(_))));
             assert!(matches!(open(&disk, Access::Write), Err(Error::Unsupported(_))));
         }
     }
-    // Sketches without mean keys in codes, around which they are made, and sectors, which came later.
-    let without = open(&with(incompat, 2, 0..2), Access::Read);
-    assert!(matches!(without, Err(Error::Format { ref field, .. }) if field == "incompat"), "{:?}", without.err());
+    // Sketches without mean keys in codes, around which they are made, and sectors, which came later; those of some layers without sectors, and
+    // with those of all.
+    for flag in [2, 8, 4] {
+        let without = open(&with(incompat, flag, 0..2), Access::Read);
+        assert!(matches!(without, Err(Error::Format { ref field, .. }) if field == "incompat"), "{flag}: {:?}", without.err());
+    }
     check(&open(&with(ro_compat + 3, 4, 0..2), Access::Read).unwrap(), &states[1]);
     assert!(matches!(open(&with(ro_compat + 3, 4, 0..2), Access::Write), Err(Error::Unsupported(_))));
     let disk = with(compat, 16, 0..2);

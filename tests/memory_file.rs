@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 fn geometry(codec: Codec) -> Geometry {
     // Odd lengths, as LongLLaMA's head_dim of 100 is: rows that do not fill cache lines.
-    Geometry { layers: vec![1, 3, 7], head_count_kv: 2, key_length: 10, value_length: 6, block_tokens: 8, codec, sketches: true }
+    Geometry { layers: vec![1, 3, 7], head_count_kv: 2, key_length: 10, value_length: 6, block_tokens: 8, codec, sketched: vec![1, 3, 7] }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -183,7 +183,8 @@ fn every_codec_reads_back_exactly_before_and_after_commit_and_restart() {
 #[test]
 fn every_half_and_bfloat16_comes_back_with_its_own_bits() {
     for codec in [Codec::F16, Codec::Bf16] {
-        let g = Geometry { layers: vec![0], head_count_kv: 1, key_length: 1, value_length: 1, block_tokens: 4096, codec, sketches: false };
+        let g =
+            Geometry { layers: vec![0], head_count_kv: 1, key_length: 1, value_length: 1, block_tokens: 4096, codec, sketched: Vec::new() };
         let mut m = Memory::in_ram(g, fingerprint()).unwrap();
         let value = |bits: u16| match codec {
             Codec::F16 => half::f16::from_bits(bits).to_f32(),
@@ -366,8 +367,15 @@ fn many_threads_read_one_handle() {
 #[test]
 fn many_commits_need_few_maps() {
     let (_dir, path) = place();
-    let g =
-        Geometry { layers: vec![0], head_count_kv: 1, key_length: 4, value_length: 4, block_tokens: 4, codec: Codec::F16, sketches: false };
+    let g = Geometry {
+        layers: vec![0],
+        head_count_kv: 1,
+        key_length: 4,
+        value_length: 4,
+        block_tokens: 4,
+        codec: Codec::F16,
+        sketched: vec![0],
+    };
     let mut m = Memory::create(&path, g, fingerprint()).unwrap();
     for _ in 0..300 {
         append(&mut m, 1, None);
@@ -479,7 +487,7 @@ fn sketches_are_those_of_the_stored_keys() {
                     let (len, row, found) = sketches.of(block);
                     assert_eq!(len, m.block(block).unwrap().len);
                     let mut mean = vec![0.0; length];
-                    loci::quant::dequantise(sketches.mean_type(), row, &mut mean).unwrap();
+                    loci::quant::dequantise(m.mean_type(), row, &mut mean).unwrap();
                     let of_index = &m.mean_keys(slot).unwrap()[(block * 2 + head) * length..][..length];
                     assert_eq!(mean, of_index, "{codec}, block {block}");
                     let mut keys = vec![0.0; len * length];

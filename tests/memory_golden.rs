@@ -1,15 +1,22 @@
 //! The promise to those who have a memory file: every form that was ever written opens and reads as it was written. The files in
 //! `tests/data/memory` are of the version that they are named after, with mean keys as floats or (`codes`) as they are searched, and
-//! (`sketches`) with sketches of the keys, (`sectors`) with blocks padded to sectors; what they must hold follows from a formula.
+//! (`sketches`) with sketches of the keys, (`sectors`) with blocks padded to sectors, (`searched`) with sketches of some layers as they are searched;
+//! what they must hold follows from a formula.
 
-use loci::memory::{Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, Source, SourceSpan};
+use loci::Error;
+use loci::memory::{Codec, CompactOptions, Fingerprint, Geometry, LayerKv, Memory, Side, SketchRoom, Source, SourceSpan};
 use std::path::{Path, PathBuf};
 
 /// Tokens of each commit; blocks are of twenty.
 const COMMITS: [u64; 3] = [25, 1, 7];
 
-fn geometry(codec: Codec, sketches: bool) -> Geometry {
-    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec, sketches }
+fn geometry(codec: Codec, features: u8) -> Geometry {
+    let sketched = match (features & SKETCHES, features & SEARCHED) {
+        (0, 0) => Vec::new(),
+        (_, 0) => vec![0, 2],
+        _ => vec![2],
+    };
+    Geometry { layers: vec![0, 2], head_count_kv: 1, key_length: 32, value_length: 32, block_tokens: 20, codec, sketched }
 }
 
 fn fingerprint() -> Fingerprint {
@@ -94,9 +101,9 @@ fn check_sketch(tile: &[u8], slot: usize, key: &[f32], mean: &[f32], what: &str)
 }
 
 fn check(m: &Memory, codec: Codec, features: u8) {
-    let (codes, sketches) = (features & CODES != 0, features & SKETCHES != 0);
+    let codes = features & CODES != 0;
     let tokens = COMMITS.iter().sum();
-    assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec, sketches), &fingerprint()));
+    assert_eq!((m.len(), m.geometry(), m.fingerprint()), (tokens, &geometry(codec, features), &fingerprint()));
     assert_eq!(m.tokens(0..tokens).unwrap(), (0..tokens).map(token_id).collect::<Vec<_>>());
     let span =
         |label: &str, tokens: std::ops::Range<u64>| SourceSpan { label: label.into(), text: tokens.start * 4..tokens.end * 4, tokens };
@@ -118,20 +125,28 @@ fn check(m: &Memory, codec: Codec, features: u8) {
             let means: Vec<f64> = (0..32).map(mean).collect();
             // Codes of 8 bits, to the nearest.
             let step = means.iter().fold(0.0_f64, |a, x| a.max(x.abs())) / 127.0;
+            if features & SEARCHED != 0 && slot == 0 {
+                assert!(matches!(m.mean_keys(slot), Err(Error::Argument { .. })));
+                continue;
+            }
             let found = &m.mean_keys(slot).unwrap()[block * 32..][..32];
             near(found, &means, if codes { 0.501 * step + 1e-5 } else { 1e-5 }, &format!("mean of slot {slot}, block {block}"));
             let distance = |key: &[f32]| key.iter().zip(found).map(|(k, m)| f64::from(k - m).powi(2)).sum::<f64>().sqrt();
             let farthest = keys.chunks(32).map(distance).fold(0.0, f64::max);
             near(&m.radii(slot).unwrap()[block..][..1], &[farthest], 1e-4, "radius");
-            // What a search scans, whichever form the file has.
-            let (mut row, mut scanned) = (vec![0; 34], vec![0.0; 32]);
-            assert_eq!(m.mean_rows(slot, 0, block..block + 1, &mut row).unwrap(), 0);
-            loci::quant::dequantise(m.mean_row_type(), &row, &mut scanned).unwrap();
-            near(&scanned, &means, 0.501 * step + 1e-5, &format!("scanned mean of slot {slot}, block {block}"));
         }
     }
     let mut sketched = 0;
     for slot in 0..2 {
+        // What a search reads, in the form that has it.
+        let searched: Vec<_> = m.sketched_blocks(slot).collect();
+        assert_eq!(searched, if features & SEARCHED != 0 && slot == 1 { vec![0..2, 2..3, 3..4] } else { Vec::new() });
+        for (blocks, in_place) in searched.into_iter().zip(m.sketches(slot, 0).unwrap()) {
+            let mut room = SketchRoom::default();
+            let read = m.read_sketches(slot, 0, blocks.start, &mut room).unwrap().expect("sketches");
+            assert_eq!((&read.blocks, read.keys, read.tiles), (&in_place.blocks, in_place.keys, in_place.tiles));
+            assert_eq!((read.means, read.means.len()), (in_place.means, 34 * blocks.len()));
+        }
         for of_segment in m.sketches(slot, 0).unwrap() {
             for block in of_segment.blocks.clone() {
                 let (len, _, tiles) = of_segment.of(block);
@@ -148,17 +163,18 @@ fn check(m: &Memory, codec: Codec, features: u8) {
             }
         }
     }
-    assert_eq!(sketched, if sketches { 2 * tokens as usize } else { 0 });
+    assert_eq!(sketched, m.geometry().sketched.len() * tokens as usize);
     assert!(m.verify(|_, _| true).unwrap().is_empty());
 }
 
-/// Incompatible features: mean keys are codes, keys are sketched, blocks are padded to sectors.
+/// Incompatible features: mean keys are codes, all keys are sketched, blocks are padded to sectors, keys of some layers are sketched.
 const CODES: u8 = 2;
 const SKETCHES: u8 = 4;
 const SECTORS: u8 = 8;
+const SEARCHED: u8 = 16;
 
 /// Name, codec, features.
-const VERSION_1: [(&str, Codec, u8); 13] = [
+const VERSION_1: [(&str, Codec, u8); 16] = [
     ("v1-f32.lmem", Codec::F32, 0),
     ("v1-f16.lmem", Codec::F16, 0),
     ("v1-bf16.lmem", Codec::Bf16, 0),
@@ -172,6 +188,9 @@ const VERSION_1: [(&str, Codec, u8); 13] = [
     ("v1-sectors-k8v4.lmem", Codec::K8V4, CODES | SECTORS),
     ("v1-sectors-sketches-f16.lmem", Codec::F16, CODES | SKETCHES | SECTORS),
     ("v1-sectors-sketches-k4v4.lmem", Codec::K4V4, CODES | SKETCHES | SECTORS),
+    ("v1-searched-f16.lmem", Codec::F16, CODES | SECTORS | SEARCHED),
+    ("v1-searched-k8v4.lmem", Codec::K8V4, CODES | SECTORS | SEARCHED),
+    ("v1-searched-k4v4.lmem", Codec::K4V4, CODES | SECTORS | SEARCHED),
 ];
 
 /// The file's incompatible features, but for records.
@@ -215,9 +234,18 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
         drop(m);
         Memory::compact(&path, None, CompactOptions::default(), |_, _| true).unwrap();
         let m = Memory::open_read_only(&path, None).unwrap();
-        let present = CODES | SECTORS | of_file & SKETCHES;
-        assert_eq!((features(&path), read(&m)), (present, before), "a new file has the present form, and sketches if the old one had them");
+        assert_eq!((features(&path), read(&m)), (CODES | SECTORS | SEARCHED, before.clone()), "a new file has the present form");
+        assert_eq!(m.geometry(), &geometry(codec, of_file), "and sketches of the layers of which the old one had them");
         assert!(m.verify(|_, _| true).unwrap().is_empty());
+        drop(m);
+        let sketched = CompactOptions { sketched: Some(vec![0]), ..CompactOptions::default() };
+        Memory::compact(&path, None, sketched, |_, _| true).unwrap();
+        let m = Memory::open_read_only(&path, None).unwrap();
+        assert_eq!((&m.geometry().sketched[..], read(&m)), (&[0][..], before), "or of those that are asked for");
+        assert_eq!(m.sketched_blocks(0).map(|blocks| blocks.len()).sum::<usize>(), m.blocks());
+        drop(m);
+        let none_such = CompactOptions { sketched: Some(vec![1]), ..CompactOptions::default() };
+        assert!(matches!(Memory::compact(&path, None, none_such, |_, _| true), Err(Error::Argument { name: "sketched", .. })));
     }
 }
 
@@ -226,7 +254,7 @@ fn files_of_version_1_can_be_written_on_and_compacted() {
 #[ignore = "writes tests/data/memory"]
 fn write_the_files() {
     for (name, codec, features) in VERSION_1.into_iter().filter(|(name, ..)| !file(name).exists()) {
-        let mut m = Memory::create(&file(name), geometry(codec, features & SKETCHES != 0), fingerprint()).unwrap();
+        let mut m = Memory::create(&file(name), geometry(codec, features), fingerprint()).unwrap();
         for (i, n) in COMMITS.into_iter().enumerate() {
             append(&mut m, n, if i < 2 { "größe.txt" } else { "other" });
             m.commit().unwrap();

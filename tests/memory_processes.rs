@@ -18,7 +18,7 @@ fn geometry() -> Geometry {
         value_length: 16,
         block_tokens: 16,
         codec: Codec::F16,
-        sketches: false,
+        sketched: Vec::new(),
     }
 }
 

@@ -4,13 +4,14 @@
 mod common;
 
 use common::tiny::{self, Rng, TinyOptions};
-use loci::memory::{LayerKv, Memory};
+use loci::memory::{Geometry, LayerKv, Memory, SketchRoom};
 use loci::model::recall::{BlockAddress, Recall, RecallOptions};
 use loci::model::{Model, ModelOptions};
 use loci::sampler::SamplerOptions;
 use loci::session::{Session, SessionOptions};
 use loci::threads::Team;
 use std::ops::ControlFlow::Continue;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 
@@ -36,6 +37,27 @@ fn fill(memory: &mut Memory, tokens: usize, seed: u64, planted: &[(usize, usize,
     memory.append(&ids, None, &layers).unwrap();
 }
 
+/// With sketches of the layer that searches.
+fn sketched(model: &Model) -> Geometry {
+    Geometry { sketched: vec![1], ..model.memory_geometry() }
+}
+
+/// The block with most votes.
+fn best(recall: &Recall) -> BlockAddress {
+    recall.chosen().iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0
+}
+
+/// A file with so many tokens, of which the last are not committed: all the others have sketches.
+fn in_file(model: &Model, path: &Path, tokens: usize, seed: u64, planted: &[(usize, usize, usize, Vec<f32>)]) -> Memory {
+    let mut memory = Memory::create(path, sketched(model), model.fingerprint().clone()).unwrap();
+    fill(&mut memory, tokens - tokens % 32, seed, planted);
+    memory.commit().unwrap();
+    if !tokens.is_multiple_of(32) {
+        fill(&mut memory, tokens % 32, seed + 100, &[]);
+    }
+    memory
+}
+
 fn in_ram(model: &Model) -> Memory {
     Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap()
 }
@@ -57,7 +79,7 @@ fn options(blocks_max: usize, budget_bytes: usize) -> RecallOptions {
 fn choose(model: &Model, options: RecallOptions, memories: &[&Memory], query: &[f32]) -> Recall {
     let mut recall = Recall::new(model.hparams().memory_layers.len(), 512, options);
     recall.note(model.hparams(), 1, query);
-    Team::new(2).unwrap().pass(|pass| recall.choose(pass, model.hparams(), memories, &[5, 6, 7])).unwrap();
+    Team::new(2).unwrap().pass(|pass| recall.choose(pass, model.hparams(), memories)).unwrap();
     recall
 }
 
@@ -66,16 +88,16 @@ fn the_block_that_holds_the_wanted_key_is_found_wherever_it_lies() {
     for head_dim in [16, 32] {
         let model = model(head_dim);
         let (query, key) = wanted(&model, 3);
-        // In the first memory and in the second, in the middle of a part of the index, at its border, in the very last block.
-        for (memory, block) in [(0, 1), (0, 777), (0, BLOCKS - 1), (1, 1), (1, 40), (1, BLOCKS - 1)] {
-            let mut memories = [in_ram(&model), in_ram(&model)];
-            for (i, m) in memories.iter_mut().enumerate() {
-                let planted = if i == memory { vec![(block * 32 + 9, 1, 1, key.clone())] } else { Vec::new() };
-                fill(m, BLOCKS * 32 - 3, 7 + i as u64, &planted);
-            }
-            let recall = choose(&model, options(4, 64 << 20), &[&memories[0], &memories[1]], &query);
-            let best = recall.chosen().iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
-            assert_eq!(best.0, BlockAddress { memory, block }, "heads of {head_dim}: {:?}", recall.chosen());
+        // In a memory in RAM, where every key is read, and in files, where sketches are: first, in the middle, in the very last block.
+        for (memory, block) in [(0, 1), (0, 777), (0, BLOCKS - 1), (1, 1), (1, 40), (1, BLOCKS - 1), (2, 1), (2, 900)] {
+            let dir = tempfile::tempdir().unwrap();
+            let planted = |i: usize| if i == memory { vec![(block * 32 + 9, 1, 1, key.clone())] } else { Vec::new() };
+            let mut first = in_ram(&model);
+            fill(&mut first, BLOCKS * 32 - 3, 7, &planted(0));
+            let [second, third] = [(1, BLOCKS * 32), (2, BLOCKS * 32 - 30)]
+                .map(|(i, tokens)| in_file(&model, &dir.path().join(format!("{i}.lmem")), tokens, 7 + i as u64, &planted(i)));
+            let recall = choose(&model, options(4, 64 << 20), &[&first, &second, &third], &query);
+            assert_eq!(best(&recall), BlockAddress { memory, block }, "heads of {head_dim}: {:?}", recall.chosen());
             assert!(recall.stats().unread_share < 0.5, "{:?}", recall.stats());
         }
     }
@@ -85,8 +107,8 @@ fn the_block_that_holds_the_wanted_key_is_found_wherever_it_lies() {
 fn a_key_in_a_layer_that_does_not_search_is_not_looked_for() {
     let model = model(32);
     let (query, key) = wanted(&model, 4);
-    let mut memory = in_ram(&model);
-    fill(&mut memory, BLOCKS * 32, 8, &[(321 * 32, 0, 0, key)]);
+    let dir = tempfile::tempdir().unwrap();
+    let memory = in_file(&model, &dir.path().join("m.lmem"), BLOCKS * 32, 8, &[(321 * 32, 0, 0, key)]);
     let recall = choose(&model, options(2, 64 << 20), &[&memory], &query);
     assert!(recall.chosen().iter().all(|c| c.0.block != 321), "{:?}", recall.chosen());
 }
@@ -95,20 +117,19 @@ fn a_key_in_a_layer_that_does_not_search_is_not_looked_for() {
 fn what_a_choice_reads_is_counted_and_does_not_grow_with_the_layers_that_do_not_search() {
     let model = model(32);
     let (query, key) = wanted(&model, 5);
-    let mut memory = in_ram(&model);
-    fill(&mut memory, BLOCKS * 32, 9, &[(500 * 32, 1, 0, key)]);
+    let dir = tempfile::tempdir().unwrap();
+    let memory = in_file(&model, &dir.path().join("m.lmem"), BLOCKS * 32, 9, &[(500 * 32, 1, 0, key)]);
     let recall = choose(&model, options(4, 64 << 20), &[&memory], &query);
     let g = memory.geometry();
+    assert_eq!(g.sketched, [1]);
     let (heads, length, layers) = (g.head_count_kv as u64, u64::from(g.key_length), g.layers.len() as u64);
-    let index = (BLOCKS as u64 - 1) * heads * (length + length / 16);
-    let ids = 4 * 32 * BLOCKS as u64;
-    // Extents are touched whole.
-    let keys = 2 * 513 * 32 * heads * 2 * length * 2;
-    let blocks = 5 * layers * 32 * heads * 2 * length * 2;
+    // A mean key and the sketches of a block; extents are touched whole.
+    let sketches = BLOCKS as u64 * heads * (length + length / 16 + 32 * (length / 4 + 2));
+    let extent = 32 * heads * 2 * length * 2;
     let stats = recall.stats();
     assert_eq!((stats.choices, stats.blocks_read, stats.block_hits), (1, 5, 0));
-    let least = index + ids + blocks;
-    assert!((least..=least + keys).contains(&stats.bytes_read), "{} of {least} to {}", stats.bytes_read, least + keys);
+    // One layer searches: of the candidates all keys are looked at once.
+    assert_eq!(stats.bytes_read, sketches + 256 * extent + 5 * layers * extent);
 }
 
 #[test]
@@ -125,7 +146,7 @@ fn the_budget_holds() {
         for seed in 0..6 {
             recall.clear(1);
             recall.note(h, 1, &wanted(&model, seed).0);
-            team.pass(|pass| recall.choose(pass, h, &[&memory], &[5, 6])).unwrap();
+            team.pass(|pass| recall.choose(pass, h, &[&memory])).unwrap();
             let rotary = loci::kernels::rotary::Rotary {
                 frequencies: vec![0.01; 16],
                 magnitude: 1.0,
@@ -135,7 +156,7 @@ fn the_budget_holds() {
             assert!(recall.chosen().len() >= 2, "something comes back");
         }
         // One choice more is made only to drop what does not fit beside its copies.
-        team.pass(|pass| recall.choose(pass, h, &[&memory], &[5, 6])).unwrap();
+        team.pass(|pass| recall.choose(pass, h, &[&memory])).unwrap();
         assert!(recall.bytes() <= budget, "{} of {budget}: a block takes {block}", recall.bytes());
     }
     let _ = query;
@@ -208,13 +229,13 @@ fn a_reader_sees_a_memory_as_it_was() {
         memory.commit().unwrap();
     }
     assert!(memory.rewind(100).is_err(), "a writer stays where it is");
-    let whole = |m: &Memory| (m.len(), m.blocks(), m.mean_keys(0).unwrap().to_vec());
+    let whole = |m: &Memory| (m.len(), m.blocks(), m.mean_keys(2).unwrap().to_vec());
     let mut reader = Memory::open_read_only(&path, None).unwrap();
     let all = whole(&reader);
     for (tokens, left) in [(299, 200), (200, 200), (150, 100), (99, 0)] {
         reader.rewind(tokens).unwrap();
         assert_eq!((reader.len(), reader.blocks()), (left, left as usize / 100 * 4));
-        assert_eq!(reader.mean_keys(0).unwrap(), &all.2[..reader.mean_keys(0).unwrap().len()]);
+        assert_eq!(reader.mean_keys(2).unwrap(), &all.2[..reader.mean_keys(2).unwrap().len()]);
         assert!(reader.keys(0, 0, reader.blocks()).is_err());
         assert!(reader.refresh().unwrap());
         assert_eq!(whole(&reader), all);
@@ -224,7 +245,7 @@ fn a_reader_sees_a_memory_as_it_was() {
 
 /// A memory of three commits and a pending end, of 486 tokens in 18 blocks of every layer.
 fn scanned(model: &Model, path: &Path) -> Memory {
-    let mut memory = Memory::create(path, model.memory_geometry(), model.fingerprint().clone()).unwrap();
+    let mut memory = Memory::create(path, sketched(model), model.fingerprint().clone()).unwrap();
     for seed in 0..3 {
         fill(&mut memory, 130 + seed as usize * 32, seed, &[]);
         if seed < 2 {
@@ -234,63 +255,85 @@ fn scanned(model: &Model, path: &Path) -> Memory {
     memory
 }
 
-fn rows(memory: &Memory, slot: usize, head: usize, range: std::ops::Range<usize>) -> (usize, Vec<f32>) {
-    let (ty, d) = (memory.mean_row_type(), memory.geometry().key_length as usize);
-    let mut bytes = vec![1; range.len() * ty.row_bytes(d).unwrap()];
-    let damaged = memory.mean_rows(slot, head, range.clone(), &mut bytes).unwrap();
-    let mut out = vec![0.0; range.len() * d];
-    loci::quant::dequantise(ty, &bytes, &mut out).unwrap();
-    (damaged, out)
+/// Of each of the stretches that a search reads of a layer slot and head: its blocks, and mean keys and sketches, if they are good.
+fn searched(memory: &Memory, slot: usize, head: usize) -> Vec<(Range<usize>, Option<Vec<u8>>)> {
+    let mut room = SketchRoom::default();
+    let mut read = |block: usize| {
+        let sketches = memory.read_sketches(slot, head, block, &mut room).unwrap()?;
+        Some([sketches.means, sketches.tiles].concat())
+    };
+    memory.sketched_blocks(slot).map(|blocks| (blocks.clone(), read(blocks.start))).collect()
 }
 
 #[test]
-fn what_a_search_scans_is_the_index() {
+fn what_a_search_reads_are_the_sketches_of_what_is_committed() {
     for head_dim in [16, 32] {
         let model = model(head_dim);
         let dir = tempfile::tempdir().unwrap();
         let memory = scanned(&model, &dir.path().join("m.lmem"));
-        for range in [0..memory.blocks(), 3..9, 4..4, 6..7, 0..5, 17..18] {
-            for (slot, head) in [(1, 0), (1, 1), (0, 1), (2, 0)] {
-                let expected: Vec<f32> =
-                    memory.mean_keys(slot).unwrap().chunks(head_dim).skip(head).step_by(2).flatten().copied().collect();
-                let (damaged, found) = rows(&memory, slot, head, range.clone());
-                assert_eq!((damaged, &found[..]), (0, &expected[range.start * head_dim..range.end * head_dim]), "{range:?}");
+        for head in 0..2 {
+            let found = searched(&memory, 1, head);
+            assert_eq!(found.iter().map(|f| f.0.clone()).collect::<Vec<_>>(), [0..5, 5..11]);
+            for ((blocks, found), in_place) in found.into_iter().zip(memory.sketches(1, head).unwrap()) {
+                let expected = [in_place.means, in_place.tiles].concat();
+                assert_eq!((blocks, found), (in_place.blocks, Some(expected)));
             }
         }
-        let bytes = memory.mean_row_type().row_bytes(head_dim).unwrap();
-        assert!(memory.mean_rows(0, 2, 0..1, &mut vec![0; bytes]).is_err());
-        assert!(memory.mean_rows(3, 0, 0..1, &mut vec![0; bytes]).is_err());
-        assert!(memory.mean_rows(0, 0, 18..19, &mut vec![0; bytes]).is_err());
-        assert!(memory.mean_rows(0, 0, 0..2, &mut vec![0; bytes]).is_err());
+        // Layers that do not look first have none.
+        assert!(searched(&memory, 0, 0).is_empty() && searched(&memory, 2, 1).is_empty() && memory.sketches(0, 0).unwrap().is_empty());
+        for (slot, block) in [(0, 3), (1, 17)] {
+            assert!(memory.read_sketches(slot, 0, block, &mut SketchRoom::default()).unwrap().is_none());
+        }
+        for (slot, head, block) in [(3, 0, 0), (1, 2, 0), (1, 0, 18)] {
+            assert!(memory.read_sketches(slot, head, block, &mut SketchRoom::default()).is_err());
+        }
     }
 }
 
 #[test]
-fn damaged_mean_keys_propose_nothing_and_heal() {
+fn keys_are_read_where_sketches_are_damaged_and_they_heal() {
     let model = model(32);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.lmem");
-    let mut memory = scanned(&model, &path);
+    let (query, key) = wanted(&model, 3);
+    let mut memory = in_file(&model, &path, 600 * 32, 30, &[]);
+    fill(&mut memory, 600 * 32, 31, &[(500 * 32 + 7, 1, 1, key)]);
     memory.commit().unwrap();
-    let mut bytes = vec![0; 34];
-    memory.mean_rows(1, 1, 6..7, &mut bytes).unwrap();
-    let right = rows(&memory, 1, 1, 0..16);
+    let at = BlockAddress { memory: 0, block: 1100 };
+    let found = |m: &Memory| best(&choose(&model, options(4, 64 << 20), &[m], &query));
+    let (whole, right) = (found(&memory), searched(&memory, 1, 1));
+    assert_eq!((whole, right.len()), (at, 2));
     drop(memory);
     let file = std::fs::read(&path).unwrap();
-    let at = file.windows(34).position(|w| w == bytes).expect("the mean of block 6 is in the file");
-    flip(&path, at + 20);
+    let wanted = &right[1].1.as_ref().unwrap()[600 * 34..][1000..1200];
+    flip(&path, file.windows(200).position(|w| w == wanted).expect("sketches in the file"));
     let spoilt = Memory::open_read_only(&path, None).unwrap();
-    // Blocks 5 to 10 are the second commit.
-    let (damaged, found) = rows(&spoilt, 1, 1, 0..16);
-    assert_eq!((damaged, &found[..5 * 32], &found[11 * 32..]), (6, &right.1[..5 * 32], &right.1[11 * 32..]));
-    assert!(found[5 * 32..11 * 32].iter().all(|x| *x == 0.0));
-    assert_eq!(rows(&spoilt, 1, 1, 7..9).0, 2, "it stays so");
-    assert_eq!((rows(&spoilt, 1, 0, 0..16).0, rows(&spoilt, 0, 1, 0..16).0), (0, 0), "the others are not touched");
+    for _ in 0..2 {
+        assert_eq!(searched(&spoilt, 1, 1), [right[0].clone(), (600..1200, None)], "it stays so");
+        assert!(searched(&spoilt, 1, 0).iter().all(|found| found.1.is_some()), "the other head is not touched");
+        let recall = choose(&model, options(4, 64 << 20), &[&spoilt], &query);
+        assert_eq!(best(&recall), at, "{:?}", recall.chosen());
+        assert_eq!(recall.stats().blocks_damaged, 0);
+    }
     assert_eq!(spoilt.verify(|_, _| true).unwrap().len(), 1);
     drop(spoilt);
     let mut healed = Memory::open(&path, None).unwrap();
-    assert_eq!(rows(&healed, 1, 1, 0..16).0, 6);
+    assert_eq!(searched(&healed, 1, 1)[1].1, None);
     assert_eq!(healed.heal_sections().unwrap(), 1);
-    assert_eq!(rows(&healed, 1, 1, 0..16), right);
+    assert_eq!((found(&healed), searched(&healed, 1, 1)), (at, right));
     assert_eq!(std::fs::read(&path).unwrap(), file);
+}
+
+/// What is forgotten is not proposed, however well it fits, and takes no place of what is.
+#[test]
+fn what_is_forgotten_takes_no_place_among_candidates() {
+    let model = model(32);
+    let dir = tempfile::tempdir().unwrap();
+    let (query, key) = wanted(&model, 3);
+    let weaker: Vec<f32> = key.iter().map(|x| 0.8 * x).collect();
+    let planted: Vec<_> = (100..700).map(|block| (block * 32, 1, 1, key.clone())).chain([(50 * 32, 1, 1, weaker)]).collect();
+    let mut memory = in_file(&model, &dir.path().join("m.lmem"), BLOCKS * 32, 40, &planted);
+    memory.leave_out(std::slice::from_ref(&(100 * 32..700 * 32)));
+    let recall = choose(&model, options(4, 64 << 20), &[&memory], &query);
+    assert_eq!(best(&recall).block, 50, "{:?}", recall.chosen());
 }

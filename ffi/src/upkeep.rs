@@ -137,7 +137,8 @@ pub unsafe extern "C" fn loci_memory_compact(
     // SAFETY: as the header demands of the caller.
     guard(|| unsafe {
         let o = args::options(options, default_compact_options())?;
-        let options = CompactOptions { codec: codec_of(o.codec)?, drop_damaged: args::boolean("drop_damaged", o.drop_damaged)? };
+        let drop_damaged = args::boolean("drop_damaged", o.drop_damaged)?;
+        let options = CompactOptions { codec: codec_of(o.codec)?, drop_damaged, ..CompactOptions::default() };
         Memory::compact(args::path("path", path)?, None, options, going_on(progress_fn, user))?;
         Ok(())
     })

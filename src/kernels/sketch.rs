@@ -118,6 +118,103 @@ pub fn estimate_at(level: Level, queries: &[SketchQuery], bases: &[f32], tiles: 
     }
 }
 
+/// The best estimate of each block, the score of its mean left out, `(queries, blocks)` into `out`, of which rows are `width` apart: `tiles`
+/// hold `keys` keys in blocks of `block_keys`, each block in whole tiles.
+///
+/// # Panics
+/// If `out` has no room for a row of each query, or `tiles` do not hold so many keys.
+pub fn best_of_blocks(queries: &[SketchQuery], tiles: &[u8], block_keys: usize, keys: usize, out: &mut [f32], width: usize) {
+    best_of_blocks_at(Level::detect(), queries, tiles, block_keys, keys, out, width);
+}
+
+/// [`best_of_blocks`] on a given level.
+///
+/// # Panics
+/// As [`best_of_blocks`].
+pub fn best_of_blocks_at(
+    level: Level,
+    queries: &[SketchQuery],
+    tiles: &[u8],
+    block_keys: usize,
+    keys: usize,
+    out: &mut [f32],
+    width: usize,
+) {
+    let (fours, rest) = queries.as_chunks::<4>();
+    let blocks = [block_keys, keys];
+    for (i, [a, b, c, d]) in fours.iter().enumerate() {
+        dispatch(level, BestOfBlocks { queries: [a, b, c, d], tiles, blocks, out: &mut out[4 * i * width..], width });
+    }
+    for (i, query) in rest.iter().enumerate() {
+        dispatch(level, BestOfBlocks { queries: [query], tiles, blocks, out: &mut out[(4 * fours.len() + i) * width..], width });
+    }
+}
+
+/// Estimates for `S::LANES` keys of a tile from number `from` on, without the scores of the mean.
+#[inline(always)]
+fn estimates<S: Simd, const R: usize>(s: S, queries: &[&SketchQuery; R], codes: &[u8], steps: &[u8], from: usize) -> [S::F; R] {
+    let mask = s.splat8(3);
+    let mut dots = [s.splat32(0); R];
+    for (p, plane) in codes.chunks_exact(PLANE_BYTES).enumerate() {
+        let four = s.load_bytes(&plane[4 * from..]);
+        let w: [S::V; 4] = quad!(I => s.and(s.shr16(four, 2 * I as u32), mask));
+        for (dot, query) in dots.iter_mut().zip(queries) {
+            *dot = s.dot::<U4>(*dot, &w, &query.codes[p]);
+        }
+    }
+    let steps = s.load_f16(&steps[2 * from..]);
+    let mut out = [s.splat(0.0); R];
+    for ((out, dot), query) in out.iter_mut().zip(dots).zip(queries) {
+        *out = s.mul(s.mul(s.sub(s.to_f(dot), s.splat(query.offset)), s.splat(query.scale)), steps);
+    }
+    out
+}
+
+/// For `R` queries.
+struct BestOfBlocks<'a, const R: usize> {
+    queries: [&'a SketchQuery; R],
+    tiles: &'a [u8],
+    /// Keys of a block, and of all.
+    blocks: [usize; 2],
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl<const R: usize> Task for BestOfBlocks<'_, R> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let BestOfBlocks { queries, tiles, blocks: [block_keys, keys], out, width } = self;
+        let Some(planes) = queries.first().map(|q| q.codes.len()) else { return };
+        let tile_bytes = planes * PLANE_BYTES + STEPS;
+        let of_block = block_keys.div_ceil(TILE_TOKENS) * tile_bytes;
+        for block in 0..keys.div_ceil(block_keys.max(1)) {
+            let len = block_keys.min(keys - block * block_keys);
+            let tiles = &tiles[block * of_block..][..len.div_ceil(TILE_TOKENS) * tile_bytes];
+            let mut most = [s.splat(f32::NEG_INFINITY); R];
+            // What fills up the last tile are no keys.
+            let mut most_of_last = [f32::NEG_INFINITY; R];
+            for (t, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
+                let (codes, steps) = tile.split_at(planes * PLANE_BYTES);
+                for from in (0..TILE_TOKENS).step_by(S::LANES) {
+                    let found = estimates(s, &queries, codes, steps, from);
+                    let here = (len - t * TILE_TOKENS).saturating_sub(from).min(S::LANES);
+                    if here == S::LANES {
+                        most.iter_mut().zip(found).for_each(|(most, found)| *most = s.max(*most, found));
+                    } else {
+                        for (most, found) in most_of_last.iter_mut().zip(found) {
+                            *most = s.to_array(found)[..here].iter().copied().fold(*most, f32::max);
+                        }
+                    }
+                }
+            }
+            for (r, (most, of_last)) in most.into_iter().zip(most_of_last).enumerate() {
+                out[r * width + block] = s.most(most).max(of_last);
+            }
+        }
+    }
+}
+
 /// For `R` queries.
 struct Estimate<'a, const R: usize> {
     queries: [&'a SketchQuery; R],
@@ -135,23 +232,11 @@ impl<const R: usize> Task for Estimate<'_, R> {
         let Some(first) = queries.first() else { return };
         let planes = first.codes.len();
         let tile_bytes = planes * PLANE_BYTES + STEPS;
-        let mask = s.splat8(3);
         for (t, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
             let (codes, steps) = tile.split_at(planes * PLANE_BYTES);
             for from in (0..TILE_TOKENS).step_by(S::LANES) {
-                let mut dots = [s.splat32(0); R];
-                for (p, plane) in codes.chunks_exact(PLANE_BYTES).enumerate() {
-                    let four = s.load_bytes(&plane[4 * from..]);
-                    let w: [S::V; 4] = quad!(I => s.and(s.shr16(four, 2 * I as u32), mask));
-                    for (dot, query) in dots.iter_mut().zip(&queries) {
-                        *dot = s.dot::<U4>(*dot, &w, &query.codes[p]);
-                    }
-                }
-                let steps = s.load_f16(&steps[2 * from..]);
-                for (r, dot) in dots.into_iter().enumerate() {
-                    let sketch = s.mul(s.sub(s.to_f(dot), s.splat(queries[r].offset)), s.splat(queries[r].scale));
-                    let estimate = s.add(s.mul(sketch, steps), s.splat(bases[r]));
-                    s.store(estimate, &mut out[r * width + t * TILE_TOKENS + from..]);
+                for (r, found) in estimates(s, &queries, codes, steps, from).into_iter().enumerate() {
+                    s.store(s.add(found, s.splat(bases[r])), &mut out[r * width + t * TILE_TOKENS + from..]);
                 }
             }
         }

@@ -17,6 +17,9 @@ pub enum Form {
     Codes,
     /// As [`Form::Codes`], and extents are padded to sectors: a block of codes often fills no page.
     Sectors,
+    /// As [`Form::Sectors`], but only the layers that the geometry says have mean keys, radii and sketches; and the checksums of the groups stand
+    /// behind the mean keys, before the sketches: each is that of a group's mean keys and its sketches, which a search reads together.
+    Sketches,
 }
 
 impl Form {
@@ -25,7 +28,7 @@ impl Form {
 
     /// Bytes of an extent of `len` tokens, padding included: extents start at multiples of what they are padded to.
     pub fn extent_bytes(self, geometry: &Geometry, len: usize) -> usize {
-        let unit = if self == Form::Sectors { SECTOR_BYTES } else { PAGE_BYTES };
+        let unit = if matches!(self, Form::Sectors | Form::Sketches) { SECTOR_BYTES } else { PAGE_BYTES };
         geometry.run_offset(Side::Values, geometry.heads(), len).next_multiple_of(unit)
     }
 }

@@ -38,9 +38,9 @@ pub struct Geometry {
     pub block_tokens: u32,
     /// How keys and values are stored.
     pub codec: Codec,
-    /// Whether a file keeps a sketch of every key, from which the few that a query may want are found without reading the others: for
-    /// models that attend to single entries.
-    pub sketches: bool,
+    /// Of these layers, strictly increasing: the ones of which a file keeps a sketch of every key, from which the few that a query may want
+    /// are found without reading the others.
+    pub sketched: Vec<u32>,
 }
 
 /// Where the two halves of a block's rows lie.
@@ -66,6 +66,10 @@ impl Geometry {
         }
         if let Some(l) = self.layers.iter().find(|l| **l >= LAYER_INDEX_MAX) {
             return Err(("layers", format!("layers below {LAYER_INDEX_MAX}"), l.to_string()));
+        }
+        let sketched = self.sketched_slots().len() == self.sketched.len() && self.sketched.is_sorted_by(|a, b| a < b);
+        if !sketched {
+            return Err(("sketched", format!("some of the layers {:?}, strictly increasing", self.layers), format!("{:?}", self.sketched)));
         }
         range("head_count_kv", self.head_count_kv, HEADS_MAX)?;
         range("key_length", self.key_length, LENGTH_MAX)?;
@@ -103,6 +107,16 @@ impl Geometry {
     /// The slot of a model's layer, if it is stored.
     pub fn layer_slot(&self, layer: u32) -> Option<usize> {
         self.layers.binary_search(&layer).ok()
+    }
+
+    /// The slots of the layers with sketches.
+    pub(super) fn sketched_slots(&self) -> Vec<usize> {
+        self.sketched.iter().filter_map(|layer| self.layer_slot(*layer)).collect()
+    }
+
+    /// Which of the layers with sketches a slot is, if it is one.
+    pub(super) fn sketched_slot(&self, slot: usize) -> Option<usize> {
+        self.layers.get(slot).and_then(|layer| self.sketched.binary_search(layer).ok())
     }
 
     /// Key/value heads.
@@ -151,7 +165,7 @@ impl Geometry {
 
     /// Bytes of the sketches of one head's keys in a block of `len` tokens.
     pub(super) fn sketch_bytes(&self, len: usize) -> usize {
-        if self.sketches { sketch::bytes(self.length(Side::Keys), len) } else { 0 }
+        sketch::bytes(self.length(Side::Keys), len)
     }
 
     /// Tokens in a full block.

@@ -50,7 +50,7 @@ impl Memory {
         let layer_count = c.u32("layer_count")? as usize;
         let bytes = c.take("layers", layer_count.saturating_mul(4))?;
         let layers = bytes.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
-        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketches: false };
+        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketched: Vec::new() };
         geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
         let mut memory = Memory::in_ram(geometry.clone(), fingerprint.clone())?;
 

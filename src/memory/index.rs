@@ -1,10 +1,9 @@
 //! The index: mean key and radius of each block and head, and sketches of all keys where there are any, in the form in which a search
 //! scans them.
 //!
-//! New files keep mean keys in 8 bits (half precision where 32 does not divide a key), the rows of one layer and head one after the other,
-//! so that a search reads what it scans and nothing else; a checksum for each such group lets it know what it has read. Files of the
-//! first form keep them as floats, all heads of a block together. Means that are compared with nothing are read through
-//! [`Memory::mean_rows`](super::Memory::mean_rows); here is what both forms look like, and the floats of a whole layer slot.
+//! New files keep mean keys in 8 bits (half precision where 32 does not divide a key), the rows of one layer and head one after the other, and
+//! so the sketches, so that a search reads what it scans and nothing else; a checksum for each such group lets it know what it has read. Files of the
+//! first form keep mean keys as floats, all heads of a block together. Here is what all forms look like, and the floats of a whole layer slot.
 //!
 //! Invariant: the radius is that around the mean *as it is kept*, so that it bounds every score whatever the encoding.
 
@@ -40,46 +39,71 @@ impl Form {
     pub fn section_bytes(self, geometry: &Geometry, tokens: usize) -> u64 {
         let blocks = tokens.div_ceil(geometry.block_len());
         match self {
-            Form::Floats => (groups(geometry) * blocks) as u64 * (self.row_bytes(geometry) as u64 + 4),
+            Form::Floats => (self.groups(geometry) * blocks) as u64 * (self.row_bytes(geometry) as u64 + 4),
             _ if blocks == 0 => 0,
-            _ => self.sketches_at(geometry, tokens, groups(geometry), 0) as u64,
+            _ => self.sketches_at(geometry, tokens, sketched_groups(geometry), 0) as u64,
         }
     }
 
-    /// Where the CRC of a group of codes stands in the index.
-    pub fn crc_at(self, geometry: &Geometry, slot: usize, head: usize) -> Option<usize> {
-        (self != Form::Floats).then(|| 4 * (slot * geometry.heads() + head))
+    /// Bytes before the radii: checksums of the groups of mean keys.
+    fn radii_at(self, geometry: &Geometry) -> usize {
+        if matches!(self, Form::Codes | Form::Sectors) { 4 * self.groups(geometry) } else { 0 }
     }
 
-    /// Where the radius of a block stands in the index of a segment of `blocks` blocks.
+    /// Which of the layers with mean keys and radii a slot is, if it is one: all are, but in [`Form::Sketches`].
+    pub fn summary_slot(self, geometry: &Geometry, slot: usize) -> Option<usize> {
+        if self == Form::Sketches { geometry.sketched_slot(slot) } else { (slot < geometry.layer_count()).then_some(slot) }
+    }
+
+    /// Groups of means: one for each head of a layer that has them.
+    fn groups(self, geometry: &Geometry) -> usize {
+        geometry.heads() * if self == Form::Sketches { geometry.sketched.len() } else { geometry.layer_count() }
+    }
+
+    /// Where the mean keys of the last group end.
+    fn means_end(self, geometry: &Geometry, blocks: usize) -> usize {
+        self.radii_at(geometry) + self.groups(geometry) * blocks * (4 + self.row_bytes(geometry))
+    }
+
+    /// Where the CRC of a group stands in the index of a segment of `blocks` blocks: that of its mean keys, in [`Form::Sketches`] that of
+    /// its mean keys and its sketches.
+    pub fn crc_at(self, geometry: &Geometry, blocks: usize, slot: usize, head: usize) -> Option<usize> {
+        match self {
+            Form::Floats => None,
+            Form::Codes | Form::Sectors => Some(4 * (slot * geometry.heads() + head)),
+            Form::Sketches => geometry.sketched_slot(slot).map(|i| self.means_end(geometry, blocks) + 4 * (i * geometry.heads() + head)),
+        }
+    }
+
+    /// Where the radius of a block stands in the index of a segment of `blocks` blocks. Of layers that have radii.
     pub fn radius_at(self, geometry: &Geometry, blocks: usize, slot: usize, head: usize, block: usize) -> usize {
-        let heads = geometry.heads();
+        let (heads, slot) = (geometry.heads(), self.summary_slot(geometry, slot).unwrap_or_default());
         match self {
             Form::Floats => (slot + 1) * blocks * heads * self.row_bytes(geometry) + 4 * ((slot * blocks + block) * heads + head),
-            _ => 4 * groups(geometry) + 4 * ((slot * heads + head) * blocks + block),
+            _ => self.radii_at(geometry) + 4 * ((slot * heads + head) * blocks + block),
         }
     }
 
-    /// Where the mean key of a block stands.
+    /// Where the mean key of a block stands. Of layers that have mean keys.
     pub fn mean_at(self, geometry: &Geometry, blocks: usize, slot: usize, head: usize, block: usize) -> usize {
-        let (heads, row) = (geometry.heads(), self.row_bytes(geometry));
+        let (heads, row, slot) = (geometry.heads(), self.row_bytes(geometry), self.summary_slot(geometry, slot).unwrap_or_default());
         match self {
             Form::Floats => ((slot * blocks + block) * heads + head) * row + 4 * slot * blocks * heads,
-            _ => 4 * groups(geometry) * (1 + blocks) + ((slot * heads + head) * blocks + block) * row,
+            _ => self.radii_at(geometry) + 4 * self.groups(geometry) * blocks + ((slot * heads + head) * blocks + block) * row,
         }
     }
 
-    /// Where the sketches of a block begin in the index of a segment of `tokens` tokens. `group` counts heads over all layer slots.
+    /// Where the sketches of a block begin in the index of a segment of `tokens` tokens. `group` counts heads over all layers that have sketches.
     pub fn sketches_at(self, geometry: &Geometry, tokens: usize, group: usize, block: usize) -> usize {
         let blocks = tokens.div_ceil(geometry.block_len());
         let full = blocks.saturating_sub(1);
         let of_group = full * geometry.sketch_bytes(geometry.block_len()) + geometry.sketch_bytes(tokens - full * geometry.block_len());
-        self.mean_at(geometry, blocks, geometry.layer_count(), 0, 0)
-            + group * of_group
-            + block * geometry.sketch_bytes(geometry.block_len())
+        let crcs = if self == Form::Sketches { 4 * sketched_groups(geometry) } else { 0 };
+        self.means_end(geometry, blocks) + crcs + group * of_group + block * geometry.sketch_bytes(geometry.block_len())
     }
 
-    /// The index of a segment: `of` writes the mean key of (layer slot, head, block), and its sketches where there are any, and returns its radius.
+    /// The index of a segment: `of` writes the mean key of (layer slot, head, block), and its sketches where there are any, and returns its
+    /// radius; it is asked for the layers that have them.
     pub fn build(
         self,
         geometry: &Geometry,
@@ -88,17 +112,28 @@ impl Form {
     ) -> Result<Vec<u8>> {
         let mut out: Vec<u8> = try_zeroed("the index of a memory", self.section_bytes(geometry, tokens) as usize)?;
         let (row, blocks) = (self.row_bytes(geometry), tokens.div_ceil(geometry.block_len()));
-        for (slot, head) in (0..geometry.layer_count()).flat_map(|slot| (0..geometry.heads()).map(move |head| (slot, head))) {
+        let summarised = (0..geometry.layer_count()).filter(|slot| self.summary_slot(geometry, *slot).is_some());
+        for (slot, head) in summarised.flat_map(|slot| (0..geometry.heads()).map(move |head| (slot, head))) {
+            let group = geometry.sketched_slot(slot).map(|i| i * geometry.heads() + head);
             for block in 0..blocks {
                 let (means, sketches) = out.split_at_mut(self.sketches_at(geometry, tokens, 0, 0));
-                let at = self.sketches_at(geometry, tokens, slot * geometry.heads() + head, block) - means.len();
-                let len = geometry.block_len().min(tokens - block * geometry.block_len());
-                let sketches = &mut sketches[at..][..geometry.sketch_bytes(len)];
+                let sketches = match group {
+                    Some(group) => {
+                        let len = geometry.block_len().min(tokens - block * geometry.block_len());
+                        let at = self.sketches_at(geometry, tokens, group, block) - means.len();
+                        &mut sketches[at..][..geometry.sketch_bytes(len)]
+                    }
+                    None => &mut [],
+                };
                 let radius = of([slot, head, block], &mut means[self.mean_at(geometry, blocks, slot, head, block)..][..row], sketches)?;
                 out[self.radius_at(geometry, blocks, slot, head, block)..][..4].copy_from_slice(&radius.to_le_bytes());
             }
-            if let Some(at) = self.crc_at(geometry, slot, head).filter(|_| blocks > 0) {
-                let crc = crc32c::crc32c(&out[self.mean_at(geometry, blocks, slot, head, 0)..][..blocks * row]);
+            if let Some(at) = self.crc_at(geometry, blocks, slot, head).filter(|_| blocks > 0) {
+                let mut crc = crc32c::crc32c(&out[self.mean_at(geometry, blocks, slot, head, 0)..][..blocks * row]);
+                if let (Form::Sketches, Some(group)) = (self, group) {
+                    let at = |group: usize| self.sketches_at(geometry, tokens, group, 0);
+                    crc = crc32c::crc32c_append(crc, &out[at(group)..at(group + 1)]);
+                }
                 out[at..][..4].copy_from_slice(&crc.to_le_bytes());
             }
         }
@@ -120,16 +155,9 @@ impl Form {
     }
 }
 
-/// Groups of means: one for each layer slot and head.
-fn groups(geometry: &Geometry) -> usize {
-    geometry.layer_count() * geometry.heads()
-}
-
-/// Floats to rows of [`Form::Codes`], appended to `out`: what a search of a file of the first form scans. Nothing has compared them
-/// with a checksum, so that they may be anything.
-pub fn codes_of(geometry: &Geometry, floats: &mut [f32], out: &mut Vec<u8>) -> Result<()> {
-    floats.iter_mut().filter(|x| x.is_nan() || x.abs() > LARGEST).for_each(|x| *x = 0.0);
-    quantise(Form::Codes.row_type(geometry), floats, out)
+/// Groups of sketches.
+fn sketched_groups(geometry: &Geometry) -> usize {
+    geometry.sketched.len() * geometry.heads()
 }
 
 /// The index of one layer slot over all blocks, as floats. It is loaded from the segments when it is first asked for, and kept up by

@@ -36,10 +36,12 @@ pub struct Compaction {
 }
 
 /// How to compact.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompactOptions {
     /// Another codec for the new file.
     pub codec: Option<Codec>,
+    /// Other layers of which the new file keeps sketches ([`Geometry::sketched`]).
+    pub sketched: Option<Vec<u32>>,
     /// Leave damaged blocks out, and damaged sources; otherwise they are an error.
     pub drop_damaged: bool,
 }
@@ -146,7 +148,9 @@ impl Memory {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &new_path, e)),
             _ => {}
         }
-        let geometry = Geometry { codec: options.codec.unwrap_or(old.geometry().codec), ..old.geometry().clone() };
+        let Geometry { codec, sketched, .. } = old.geometry().clone();
+        let (codec, sketched) = (options.codec.unwrap_or(codec), options.sketched.unwrap_or(sketched));
+        let geometry = Geometry { codec, sketched, ..old.geometry().clone() };
         let made = FileStorage::create_like(&new_path, path).and_then(|file| {
             let mut new = Memory::create_in(file, geometry, old.fingerprint().clone())?;
             copy(&old, &mut new, options.drop_damaged, &mut done, &mut progress)?;

@@ -41,5 +41,5 @@ pub use log::Unfinished;
 pub use maintain::{CompactOptions, Compaction};
 pub use memory::Memory;
 pub use scan::{Extent, ExtentRoom};
-pub use sketches::Sketches;
+pub use sketches::{SketchRoom, Sketches};
 pub use view::{Access, BlockSpan, BlockView, Damage, LayerKv, Source, SourceSpan, Stats};

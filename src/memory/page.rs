@@ -96,7 +96,7 @@ impl Block {
         self.len += count;
     }
 
-    /// Computes means and radii anew from the stored keys, with room for each layer slot. The result depends on the tokens only, not on how
+    /// Computes means and radii anew from the stored keys, of the layers that have them, with room for each layer slot. The result depends on the tokens only, not on how
     /// many appends brought them.
     pub fn summarise(&mut self, pass: &Pass<'_>, geometry: &Geometry, scratch: &mut [Scratch]) {
         let (form, row, heads) = (self.form, self.form.row_bytes(geometry), geometry.heads());
@@ -104,6 +104,9 @@ impl Block {
         pass.for_each_chunk(scratch, 1, |slot, scratch| {
             for scratch in scratch {
                 let Scratch { radii, rows, of_run } = scratch;
+                if form.summary_slot(geometry, slot).is_none() {
+                    continue;
+                }
                 for (head, (radius, row)) in radii.iter_mut().zip(rows.chunks_exact_mut(row)).enumerate() {
                     *radius = of_run.summarise(geometry, form, this.run(geometry, slot, Side::Keys, head), this.len, row);
                 }

@@ -250,6 +250,13 @@ impl Memory {
 
     fn layer_index(&self, layer_slot: usize) -> Result<&LayerIndex> {
         self.check_layer_slot(layer_slot)?;
+        if self.form().summary_slot(&self.geometry, layer_slot).is_none() {
+            return Err(Error::argument(
+                "layer_slot",
+                format!("one of layers {:?}, of which there is an index", self.geometry.sketched),
+                layer_slot,
+            ));
+        }
         let cell = &self.index[layer_slot];
         if let Some(index) = cell.get() {
             return Ok(index);
@@ -265,6 +272,9 @@ impl Memory {
 
     /// The mean of the stored keys of each block and head, `(block, head, key_length)`, as the index keeps it. The first call for a layer
     /// slot reads the index of all its blocks from the file (never keys or values); later calls return what is kept up to date.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a layer of which the file keeps none: new ones have those of [`Geometry::sketched`](super::Geometry::sketched).
     pub fn mean_keys(&self, layer_slot: usize) -> Result<&[f32]> {
         Ok(&self.layer_index(layer_slot)?.means)
     }

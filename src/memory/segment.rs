@@ -3,7 +3,7 @@
 
 use super::format::{FILE, Layout, SECTIONS, Section, SegmentHeader};
 use super::maps::Maps;
-use super::scan::Groups;
+use super::sketches::Groups;
 use super::{Damage, Geometry};
 use crate::bytes::Storage;
 use crate::error::{Error, Result, try_zeroed};
@@ -32,7 +32,7 @@ pub struct Segment {
     sections_damaged: AtomicU8,
     /// A bit for each extent that was found right; made at the first touch.
     extents_checked: OnceLock<Vec<AtomicU64>>,
-    /// What is known of its mean keys.
+    /// What is known of its sketches.
     pub(super) groups: Groups,
 }
 
@@ -53,6 +53,11 @@ impl Segment {
     pub fn new(offset: u64, first_block: usize, header: SegmentHeader, layout: Layout, lost: bool) -> Segment {
         let (sections_checked, sections_damaged, extents_checked, groups) = Default::default();
         Segment { offset, first_block, header, layout, lost, sections_checked, sections_damaged, extents_checked, groups }
+    }
+
+    /// Its blocks.
+    pub fn blocks(&self) -> Range<usize> {
+        self.first_block..self.first_block + self.layout.blocks
     }
 
     /// Its tokens.
@@ -180,7 +185,7 @@ impl Segment {
             let what = || format!("{section:?} of segment {}", self.header.sequence);
             let computed = crc_of(self.offset + at, len)?;
             if let Err(error) = check_crc(self.offset + at, what, self.header.crcs[section as usize], computed) {
-                found(Damage { blocks: self.first_block..self.first_block + self.layout.blocks, layer_slot: None, error });
+                found(Damage { blocks: self.blocks(), layer_slot: None, error });
                 if section == Section::ExtentCrcs {
                     return Ok(()); // nothing left to compare the extents with
                 }

@@ -12,7 +12,7 @@ use super::maps::Maps;
 use super::page::{Block, RunScratch};
 use super::records::{RECORDS_MAX, TokenRanges};
 use super::segment::{Segment, file_len, not_truncated};
-use super::superblock::{RECORDS, Superblock, features_of_new, read_superblocks};
+use super::superblock::{FEATURES_OF_NEW, RECORDS, Superblock, read_superblocks};
 use super::trail::Trail;
 use super::{Access, Fingerprint, Geometry, SourceSpan};
 use crate::bytes::Storage;
@@ -67,16 +67,8 @@ impl Store {
         }
         let uuid = random_uuid();
         let tip = Tip::start(&uuid);
-        let mut superblock = Superblock {
-            compat: 0,
-            ro_compat: 0,
-            incompat: features_of_new(&geometry),
-            uuid,
-            fingerprint,
-            geometry,
-            generation: 1,
-            durable: tip,
-        };
+        let mut superblock =
+            Superblock { compat: 0, ro_compat: 0, incompat: FEATURES_OF_NEW, uuid, fingerprint, geometry, generation: 1, durable: tip };
         write(&mut *storage, &superblock.encode(), PAGE)?;
         superblock.generation = 2;
         write(&mut *storage, &superblock.encode(), 0)?;

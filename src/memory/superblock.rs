@@ -17,18 +17,21 @@ const HINT_AT: usize = 3072;
 pub const RECORDS: u64 = 1;
 /// Incompatible feature: indices keep mean keys as codes ([`Form::Codes`]), in every segment. Set when the file is created or never.
 const CODES: u64 = 2;
-/// Incompatible feature: indices keep a sketch of every key ([`Geometry::sketches`]), in every segment; only with [`CODES`]. Set when the file
+/// Incompatible feature: indices keep a sketch of every key of every layer, in every segment; only with [`CODES`]. Set when the file
 /// is created or never.
-const SKETCHES: u64 = 4;
+const SKETCHES_OF_ALL: u64 = 4;
 /// Incompatible feature: extents are padded to sectors ([`Form::Sectors`]), in every segment; only with [`CODES`]. Set when the file is created or
 /// never.
 const SECTORS: u64 = 8;
-const KNOWN_INCOMPAT: u64 = RECORDS | CODES | SKETCHES | SECTORS;
+/// Incompatible feature: the index is as in [`Form::Sketches`]; only with [`SECTORS`] and without [`SKETCHES_OF_ALL`]. Set when the file is
+/// created or never.
+const SKETCHES: u64 = 16;
+const KNOWN_INCOMPAT: u64 = RECORDS | CODES | SKETCHES_OF_ALL | SECTORS | SKETCHES;
+/// Of a stored layer's number: there are sketches of its keys. With [`SKETCHES`] alone.
+const SKETCHED: u32 = 1 << 31;
 
-/// The features of a new file of this shape.
-pub fn features_of_new(geometry: &Geometry) -> u64 {
-    CODES | SECTORS | if geometry.sketches { SKETCHES } else { 0 }
-}
+/// The features of a new file.
+pub const FEATURES_OF_NEW: u64 = CODES | SECTORS | SKETCHES;
 
 /// The head of the file. There are two copies, rewritten alternately; the newest valid one counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,10 +62,11 @@ impl Superblock {
 
     /// The form of the file's segments.
     pub fn form(&self) -> Form {
-        match (self.incompat & CODES, self.incompat & SECTORS) {
-            (0, _) => Form::Floats,
-            (_, 0) => Form::Codes,
-            _ => Form::Sectors,
+        match [CODES, SECTORS, SKETCHES].map(|feature| self.incompat & feature != 0) {
+            [false, ..] => Form::Floats,
+            [_, false, _] => Form::Codes,
+            [.., false] => Form::Sectors,
+            _ => Form::Sketches,
         }
     }
 
@@ -84,7 +88,8 @@ impl Superblock {
         for x in [g.codec.id(), g.head_count_kv, g.key_length, g.value_length, g.block_tokens, g.layers.len() as u32] {
             p.extend(x.to_le_bytes());
         }
-        p.extend(g.layers.iter().flat_map(|l| l.to_le_bytes()));
+        let flag = |layer: &u32| if self.form() == Form::Sketches && g.sketched.contains(layer) { SKETCHED } else { 0 };
+        p.extend(g.layers.iter().flat_map(|l| (l | flag(l)).to_le_bytes()));
         p.resize(HINT_AT, 0);
         for x in [self.generation, self.durable.sequence, self.durable.end, self.durable.tokens, self.durable.hash] {
             p.extend(x.to_le_bytes());
@@ -123,12 +128,19 @@ impl Superblock {
         if layer_count > fits {
             return Err(c.error_at(at, "layer_count", format!("at most {fits}"), layer_count));
         }
-        let layers = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
-        let sketches = incompat & SKETCHES != 0;
-        if incompat & (SKETCHES | SECTORS) != 0 && incompat & CODES == 0 {
+        let mut layers: Vec<u32> = c.take("layers", layer_count * 4)?.as_chunks().0.iter().map(|l| u32::from_le_bytes(*l)).collect();
+        if incompat & (SKETCHES_OF_ALL | SECTORS | SKETCHES) != 0 && incompat & CODES == 0 {
             return Err(c.error_at(offset + 32, "incompat", "sketches and sectors only with mean keys as codes", format!("{incompat:#x}")));
         }
-        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketches };
+        if incompat & SKETCHES != 0 && incompat & (SKETCHES_OF_ALL | SECTORS) != SECTORS {
+            return Err(c.error_at(offset + 32, "incompat", "sketches of one kind, and with sectors", format!("{incompat:#x}")));
+        }
+        let mut sketched = if incompat & SKETCHES_OF_ALL != 0 { layers.clone() } else { Vec::new() };
+        if incompat & SKETCHES != 0 {
+            sketched.extend(layers.iter().filter(|l| **l & SKETCHED != 0).map(|l| l & !SKETCHED));
+            layers.iter_mut().for_each(|l| *l &= !SKETCHED);
+        }
+        let geometry = Geometry { layers, head_count_kv, key_length, value_length, block_tokens, codec, sketched };
         geometry.check().map_err(|(name, expected, found)| c.error_at(at, name, expected, found))?;
         let here = (c.offset() - offset) as usize;
         c.take("reserved", HINT_AT - here)?;

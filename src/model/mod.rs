@@ -184,7 +184,16 @@ impl Model {
             value_length: h.value_length as u32,
             block_tokens: MEMORY_BLOCK_TOKENS,
             codec: h.fot.as_ref().map_or(Codec::F16, |f| f.memory_codec.into()),
-            sketches: h.fot.is_some(),
+            sketched: self.sketched_layers(),
+        }
+    }
+
+    /// The layers of which a memory keeps sketches: those in which single keys are looked for.
+    fn sketched_layers(&self) -> Vec<u32> {
+        let stored = &self.hparams.memory_layers;
+        match &self.hparams.fot {
+            Some(_) => stored.iter().map(|l| *l as u32).collect(),
+            None => recall::searching_slots(&self.hparams).last().map(|slot| stored[*slot] as u32).into_iter().collect(),
         }
     }
 

@@ -69,7 +69,7 @@ impl<'a> Sketched<'a> {
     /// As [`Memory::sketches`].
     pub fn new(h: &Hparams, memories: &'a [&'a Memory], slot: usize, k: usize) -> Result<Option<Sketched<'a>>> {
         let few = k.saturating_mul(CANDIDATES_PER_KEY * WORTH) as u64;
-        if k == 0 || memories.iter().filter(|m| m.geometry().sketches).map(|m| m.committed_len()).sum::<u64>() <= few {
+        if k == 0 || memories.iter().filter(|m| !m.geometry().sketched.is_empty()).map(|m| m.committed_len()).sum::<u64>() <= few {
             return Ok(None);
         }
         let mut heads = Vec::new();
@@ -194,7 +194,7 @@ impl Unit<'_, '_> {
         let mut estimates: Vec<f32> = try_zeroed("estimates", queries.len() * width)?;
         let mut best: Vec<Best> = queries.iter().map(|_| Best::default()).collect();
         for (memory, sketches, blocks) in &self.stretches {
-            let ty = sketches.mean_type();
+            let ty = memories[*memory].mean_type();
             for block in blocks.clone().filter(|block| memories[*memory].is_readable(*block)) {
                 let (len, row, tiles) = sketches.of(block);
                 self.bytes += (row.len() + tiles.len()) as u64;

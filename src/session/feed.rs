@@ -152,7 +152,7 @@ impl Session {
         let readers = Readers::lock(memories);
         let memories = readers.list();
         let h = self.model.hparams();
-        self.team.pass(|pass| self.recall.choose(pass, h, &memories, tokens))
+        self.team.pass(|pass| self.recall.choose(pass, h, &memories))
     }
 
     /// After a snapshot was loaded: reads again what it had chosen.

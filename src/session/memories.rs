@@ -86,7 +86,7 @@ impl Session {
         }
         let (mut ours, theirs) = (self.model.memory_geometry(), memory.geometry());
         // What a file may differ in.
-        (ours.codec, ours.sketches) = (theirs.codec, theirs.sketches);
+        (ours.codec, ours.sketched) = (theirs.codec, theirs.sketched.clone());
         if ours != *theirs {
             return Err(Error::mismatch("the shape of the memory", format!("{ours:?}"), format!("{theirs:?}")));
         }

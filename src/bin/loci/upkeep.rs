@@ -60,7 +60,7 @@ impl MemoryFile {
                 "forgotten_tokens": stats.forgotten_tokens, "blocks": stats.blocks, "commits": stats.commits, "file_bytes": stats.file_bytes,
                 "model": memory.fingerprint().to_string(), "layers": shape.layers, "head_count_kv": shape.head_count_kv,
                 "key_length": shape.key_length, "value_length": shape.value_length, "block_tokens": shape.block_tokens,
-                "codec": shape.codec.name(), "sources": sources_json(&sources), "damaged_pages": stats.damaged_pages, "lost_tokens": stats.lost_tokens,
+                "codec": shape.codec.name(), "sketched_layers": shape.sketched, "sources": sources_json(&sources), "damaged_pages": stats.damaged_pages, "lost_tokens": stats.lost_tokens,
             });
             return output::print_line(&object.to_string());
         }
@@ -73,9 +73,11 @@ impl MemoryFile {
             stats.commits,
             output::bytes(stats.file_bytes),
         );
+        let sketched: Vec<String> = shape.sketched.iter().map(u32::to_string).collect();
         text += &format!(
-            "{} layers, {} heads, keys of {}, values of {}, {}\nmade by {}\n",
+            "{} layers (sketches of {}), {} heads, keys of {}, values of {}, {}\nmade by {}\n",
             shape.layers.len(),
+            if sketched.is_empty() { "none".into() } else { sketched.join(", ") },
             shape.head_count_kv,
             shape.key_length,
             shape.value_length,
@@ -190,6 +192,9 @@ pub struct Compact {
     /// Another encoding: f32, f16, bf16, k8v4 or k4v4
     #[arg(long, value_name = "CODEC", value_parser = codec)]
     codec: Option<Codec>,
+    /// Other layers to keep sketches of, from 0: what a search of an ordinary model scans (files of before have none)
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    sketches: Option<Vec<u32>>,
     /// Leave damaged blocks out, instead of refusing
     #[arg(long)]
     drop_damaged: bool,
@@ -198,7 +203,7 @@ pub struct Compact {
 impl Compact {
     fn exec(self) -> Done {
         let bar = output::token_bar("compacting", 0);
-        let options = CompactOptions { codec: self.codec, drop_damaged: self.drop_damaged };
+        let options = CompactOptions { codec: self.codec, sketched: self.sketches, drop_damaged: self.drop_damaged };
         let done = Memory::compact(&self.file, None, options, |at, total| {
             bar.set_length(total);
             bar.set_position(at);

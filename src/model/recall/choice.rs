@@ -36,20 +36,6 @@ pub fn with_what_follows(blocks: &[usize], candidates: &[BlockAddress], votes: &
     passages.concat()
 }
 
-/// Where the blocks with these (ascending) numbers, counted over all memories, lie; `blocks` has how many each memory holds.
-pub fn addresses(blocks: &[usize], numbers: &[usize]) -> Vec<BlockAddress> {
-    let mut out = Vec::with_capacity(numbers.len());
-    let mut start = 0;
-    let mut rest = numbers.iter().peekable();
-    for (memory, count) in blocks.iter().enumerate() {
-        while let Some(i) = rest.next_if(|i| **i < start + count) {
-            out.push(BlockAddress { memory, block: i - start });
-        }
-        start += count;
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

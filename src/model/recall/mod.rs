@@ -1,8 +1,8 @@
 //! Training-free retrieval for ordinary models: which blocks of memory come back, and where they are placed.
 //!
 //! A batch of the user's tokens is computed twice. The first pass goes as far as the layers that search and notes the unrotated
-//! queries of the batch's last tokens; their heads vote, in stages: mean keys (`coarse.rs`), and words that block and
-//! text share (`words.rs`), propose candidates; the best key within each candidate votes (`vote.rs`). The second pass
+//! queries of the batch's last tokens; their heads vote, in stages: sketches of all keys of one layer propose candidates (`propose.rs`); the
+//! best key within each candidate votes (`vote.rs`). The second pass
 //! reads the chosen blocks and those that follow them (`choice.rs`), the same in all layers (`blocks.rs`): they lie, the most wanted last,
 //! at consecutive positions just before the local window, behind the attention sinks (the first tokens of the text). Positions
 //! inside the trained window are never exceeded, however large the memory is. While an answer is generated, its own queries choose
@@ -15,12 +15,11 @@
 
 mod blocks;
 mod choice;
-mod coarse;
+mod propose;
 mod vote;
-mod words;
 
 use self::blocks::{Blocks, CODEC, Placed, Sinks, Turning};
-use self::choice::{addresses, unread, with_what_follows};
+use self::choice::{unread, with_what_follows};
 use self::vote::{Read, best, best_key_votes};
 use super::hparams::Hparams;
 use crate::bytes::Cursor;
@@ -30,7 +29,7 @@ use crate::kernels::rotary::Rotary;
 use crate::memory::Memory;
 use crate::threads::Pass;
 use std::collections::BTreeSet;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 /// A block of one of the attached memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +43,7 @@ pub struct BlockAddress {
 /// What retrieval has read, and what it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RecallStats {
-    /// Bytes of memories read: index, token ids, keys of candidates, blocks.
+    /// Bytes of memories read: sketches, keys of candidates, blocks.
     pub bytes_read: u64,
     /// Blocks read, each in all layers.
     pub blocks_read: u64,
@@ -116,14 +115,11 @@ const SINK_TOKENS_MAX: usize = 16;
 const VOTING_TOKENS: usize = 8;
 /// Tokens of an answer that vote when it chooses again.
 const VOTING_TOKENS_RUNNING: usize = 2;
-/// Blocks whose every key is looked at in all layers that search. A memory of no more than these needs no other stage.
+/// A memory of no more blocks needs no stages: every key of the layers that search is looked at.
 const CANDIDATES: usize = 512;
-/// One block in so many is proposed by its mean key, at least and at most so many in all (measured: `docs/memory.md`).
-const PROPOSED_BY_MEAN: usize = 16;
-const PROPOSED_BY_MEAN_RANGE: RangeInclusive<usize> = 256..=4096;
-/// Blocks proposed by the words that they share with the text.
-const PROPOSED_BY_WORDS: usize = 256;
-/// Of these, as many as an answer may choose from.
+/// Blocks that sketches propose of more than those (measured: `docs/memory.md`).
+const PROPOSED: usize = 256;
+/// Of the candidates, as many as an answer may choose from; and all searching layers, where there are more than [`CANDIDATES`] blocks.
 const FINALISTS: usize = 64;
 /// Layers in which a choice on its way is laid out for each token.
 const LAYERS_AT_ONCE: usize = 4;
@@ -430,43 +426,37 @@ impl Recall {
 
     /// Asks the system for what [`Recall::choose`] will go through, so that the disk works while the queries are computed.
     pub fn look_ahead(&self, memories: &[&Memory]) {
-        let searching = &self.options.searching;
-        if let (Some(first), Some(last), true) = (searching.iter().min(), searching.iter().max(), is_searched(memories)) {
-            memories.iter().for_each(|m| m.prefetch_search(*first..last + 1));
+        if let Some(slot) = self.options.searching.last().filter(|_| is_searched(memories)) {
+            memories.iter().for_each(|m| m.prefetch_search(*slot));
         }
     }
 
-    /// Chooses the blocks to bring back, and reads them: by the votes of the noted queries, among candidates that the mean keys and
-    /// the words of the `text` propose.
-    pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], text: &[u32]) -> Result<()> {
+    /// Chooses the blocks to bring back, and reads them: by the votes of the noted queries, among candidates that sketches propose.
+    pub fn choose(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory]) -> Result<()> {
         let counts: Vec<usize> = memories.iter().map(|m| m.blocks()).collect();
-        let total: usize = counts.iter().sum();
-        let mut candidates: Vec<usize> = (0..total).collect();
-        if is_searched(memories) {
-            let by_mean = (total / PROPOSED_BY_MEAN).clamp(*PROPOSED_BY_MEAN_RANGE.start(), *PROPOSED_BY_MEAN_RANGE.end());
-            candidates.clear();
-            let voters = coarse::voters(h, memories, self.options.budget_bytes / 2);
-            if voters > 0 {
-                let last = |q: &'_ Vec<f32>| q.len().saturating_sub(voters * h.head_count * h.key_length);
-                let queries: Vec<&[f32]> = self.queries.iter().map(|q| &q[last(q)..]).collect();
-                let votes = coarse::votes(pass, h, &self.options.searching, &queries, memories, &mut self.stats.bytes_read)?;
-                candidates = best(&votes, by_mean);
-            }
-            candidates.extend(best(&words::shared_words(memories, text, &mut self.stats.bytes_read)?, PROPOSED_BY_WORDS));
-            // The last block of a memory is in no index.
-            candidates
-                .extend(counts.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n) + n)).filter_map(|end| end.checked_sub(1)));
-            candidates.sort_unstable();
-            candidates.dedup();
-        }
         // The first block of a text draws attention whatever is asked (it is the sink): it has no vote to win.
-        let mut candidates: Vec<BlockAddress> = addresses(&counts, &candidates).into_iter().filter(|at| at.block > 0).collect();
-        candidates.retain(|at| memories[at.memory].is_readable(at.block));
+        let all = counts.iter().enumerate().flat_map(|(memory, n)| (1..*n).map(move |block| BlockAddress { memory, block }));
+        let (mut candidates, mut proposed) = (Vec::new(), Vec::new());
         let slots = self.options.searching.len();
-        if candidates.len() > CANDIDATES {
+        match (self.queries.last(), self.options.searching.last()) {
+            (Some(queries), Some(slot)) if is_searched(memories) => {
+                let voters = propose::voters(h, memories, self.options.budget_bytes / 2);
+                let last = queries.len().saturating_sub(voters * h.head_count * h.key_length);
+                let mut read = Read::default();
+                let found = propose::by_sketches(pass, h, *slot, &queries[last..], memories, &mut read)?;
+                self.stats.bytes_read += read.bytes;
+                let votes: Vec<f32> = found.sketched.iter().map(|(_, vote)| *vote).collect();
+                proposed.extend(best(&votes, PROPOSED).into_iter().map(|i| found.sketched[i].0));
+                candidates = found.others;
+            }
+            _ => candidates.extend(all.filter(|at| memories[at.memory].is_readable(at.block))),
+        }
+        candidates.extend(proposed);
+        candidates.sort_unstable();
+        if is_searched(memories) && slots > 1 {
             // One layer finds nearly what all of them find: it says where the others look.
-            let votes = self.votes(pass, h, memories, &candidates, slots.saturating_sub(1)..slots)?;
-            candidates = best(&votes, CANDIDATES / 2).into_iter().map(|i| candidates[i]).collect();
+            let votes = self.votes(pass, h, memories, &candidates, slots - 1..slots)?;
+            candidates = best(&votes, FINALISTS).into_iter().map(|i| candidates[i]).collect();
         }
         let votes = self.votes(pass, h, memories, &candidates, 0..slots)?;
         self.finalists = best(&votes, FINALISTS).into_iter().map(|i| candidates[i]).collect();

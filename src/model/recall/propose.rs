@@ -1,0 +1,180 @@
+//! Candidates by sketches: in the layer that looks first, every key of the memories is estimated, two bits an element, and a block has the
+//! votes of its best one.
+//!
+//! The best key finds a fact that the mean of its block has drowned (measured: `docs/memory.md`), and the sketches of a million keys are
+//! read in order, while their keys would be a third of a gigabyte of that layer. They are read a commit and a head at a time, and nothing of
+//! them is kept between choices but by the system, once for all processes.
+//!
+//! Invariant: a block has votes by its sketches, or is among those whose keys are to be read, or is not to be read.
+
+use super::BlockAddress;
+use super::vote::{Read, square_shares};
+use crate::bytes::{Map, MapSlice};
+use crate::error::{Error, Result, try_grow, try_reserve, try_with_capacity};
+use crate::kernels::matmul::{Activations, Matrix, matmul};
+use crate::kernels::sketch::{SketchQuery, best_of_blocks};
+use crate::memory::{Memory, SketchRoom};
+use crate::model::hparams::Hparams;
+use crate::threads::Pass;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Commits that a thread reads one after the other into the same room.
+const STRETCHES_AT_ONCE: usize = 4;
+
+/// What sketches say.
+#[derive(Default)]
+pub struct Proposed {
+    /// Blocks with sketches, and the votes for each.
+    pub sketched: Vec<(BlockAddress, f32)>,
+    /// The other blocks.
+    pub others: Vec<BlockAddress>,
+}
+
+/// Consecutive blocks of one memory with sketches.
+struct Stretch {
+    memory: usize,
+    blocks: Range<usize>,
+    /// Of one head: mean keys, and how much more than theirs is the best score, `(query, block)`.
+    means: Vec<u8>,
+    best: Vec<f32>,
+    bytes: u64,
+    damaged: bool,
+    error: Option<Error>,
+}
+
+/// How many tokens' queries can vote with so many bytes to work with.
+pub fn voters(h: &Hparams, memories: &[&Memory], bytes: usize) -> usize {
+    let blocks: usize = memories.iter().map(|m| m.blocks()).sum();
+    // For each query of a head its scores, as they are found and as they vote; and the votes.
+    (bytes / blocks.max(1)).saturating_sub(8) / (8 * h.group())
+}
+
+/// The votes of `queries`, `(tokens, heads, key_length)`, of the layer slot `slot`, for all blocks that are to be read.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]; [`Error::Corrupt`] if a file was cut short, [`Error::Io`].
+pub fn by_sketches(pass: &Pass<'_>, h: &Hparams, slot: usize, queries: &[f32], memories: &[&Memory], read: &mut Read) -> Result<Proposed> {
+    let (d, group) = (h.key_length, h.group());
+    let mut stretches = Vec::new();
+    for (memory, m) in memories.iter().enumerate() {
+        for blocks in m.sketched_blocks(slot) {
+            try_reserve(&mut stretches, "votes", 1)?;
+            let (means, best) = Default::default();
+            stretches.push(Stretch { memory, blocks, means, best, bytes: 0, damaged: false, error: None });
+        }
+    }
+    let Some(mean_type) = memories.first().map(|m| m.mean_type()) else { return Ok(Proposed::default()) };
+    let row_bytes = mean_type.row_bytes(d).unwrap_or(0);
+    let total: usize = stretches.iter().map(|s| s.blocks.len()).sum();
+    let readable = |at: &BlockAddress| at.block > 0 && memories[at.memory].is_readable(at.block);
+    let mut sketched: Vec<(BlockAddress, f32)> = Vec::new();
+    try_reserve(&mut sketched, "votes", total)?;
+    for Stretch { memory, blocks, .. } in &stretches {
+        sketched.extend(blocks.clone().map(|block| (BlockAddress { memory: *memory, block }, 0.0)));
+    }
+    let hidden: Vec<usize> = (0..total).filter(|i| !readable(&sketched[*i].0)).collect();
+    let (mut logits, mut activations): (Vec<f32>, Activations) = Default::default();
+    for head in 0..if total > 0 { h.head_count_kv } else { 0 } {
+        let mut rows = Vec::new();
+        let mut loaded = Vec::new();
+        for query in queries.chunks_exact(h.head_count * d).flat_map(|token| token[head * group * d..][..group * d].chunks_exact(d)) {
+            let mut as_loaded = SketchQuery::default();
+            let query = query.iter().map(|q| q * h.attention_scale);
+            let at = rows.len();
+            rows.extend(query);
+            // What is no number has no vote.
+            match as_loaded.load(&rows[at..])? {
+                true => loaded.push(as_loaded),
+                false => rows.truncate(at),
+            }
+        }
+        pass.for_each_chunk(&mut stretches, STRETCHES_AT_ONCE, |_, stretches| {
+            let mut room = SketchRoom::default();
+            for stretch in stretches {
+                stretch.error = stretch.score(memories[stretch.memory], slot, head, &loaded, row_bytes, &mut room).err();
+            }
+        });
+        let mut means = try_with_capacity("mean keys", total * row_bytes)?;
+        for stretch in &mut stretches {
+            if let Some(e) = stretch.error.take() {
+                return Err(e);
+            }
+            read.bytes += std::mem::take(&mut stretch.bytes);
+            means.extend_from_slice(&stretch.means);
+        }
+        logits.truncate(loaded.len() * total);
+        try_grow(&mut logits, "votes", loaded.len() * total)?;
+        if loaded.is_empty() {
+            continue;
+        }
+        // The scores of the mean keys, of every query and block; then what the best key has more.
+        let len = means.len();
+        let means = Matrix::new(mean_type, total, d, MapSlice::new(Arc::new(Map::owned(means)), 0..len))?;
+        activations.load_for(pass, &rows, &[&means])?;
+        matmul(pass, &means, &activations, &mut logits);
+        let mut first = 0;
+        for stretch in &stretches {
+            let n = stretch.blocks.len();
+            for (row, best) in logits.chunks_exact_mut(total).zip(stretch.best.chunks_exact(n)) {
+                row[first..first + n].iter_mut().zip(best).for_each(|(score, best)| *score += best);
+            }
+            first += n;
+        }
+        for row in logits.chunks_exact_mut(total) {
+            hidden.iter().for_each(|i| row[*i] = f32::NEG_INFINITY);
+        }
+        sketched.iter_mut().zip(square_shares(pass, &mut logits, total)?).for_each(|(of_block, vote)| of_block.1 += vote);
+    }
+    let of_damaged = |at: &BlockAddress| stretches.iter().any(|s| s.damaged && s.memory == at.memory && s.blocks.contains(&at.block));
+    if stretches.iter().any(|s| s.damaged) {
+        sketched.retain(|(at, _)| !of_damaged(at));
+    }
+    sketched.retain(|(at, _)| readable(at));
+    let mut others = Vec::new();
+    for (memory, m) in memories.iter().enumerate() {
+        let mut sketches = stretches.iter().filter(|s| s.memory == memory && !s.damaged).map(|s| s.blocks.clone()).peekable();
+        let mut block = 0;
+        while block < m.blocks() {
+            let next = sketches.next_if(|blocks| blocks.start <= block);
+            let end = next.as_ref().map_or_else(|| sketches.peek().map_or(m.blocks(), |b| b.start), |b| b.end);
+            if next.is_none() {
+                let gap = (block..end).map(|block| BlockAddress { memory, block }).filter(readable);
+                try_reserve(&mut others, "blocks of a memory", end - block)?;
+                others.extend(gap);
+            }
+            block = end;
+        }
+    }
+    Ok(Proposed { sketched, others })
+}
+
+impl Stretch {
+    /// What the sketches of a head say to `queries`. Negative infinity where they are damaged.
+    fn score(
+        &mut self,
+        memory: &Memory,
+        slot: usize,
+        head: usize,
+        queries: &[SketchQuery],
+        row_bytes: usize,
+        room: &mut SketchRoom,
+    ) -> Result<()> {
+        let blocks = self.blocks.len();
+        self.best.truncate(queries.len() * blocks);
+        try_grow(&mut self.best, "votes", queries.len() * blocks)?;
+        self.means.clear();
+        try_grow(&mut self.means, "mean keys", blocks * row_bytes)?;
+        let sketches = if self.damaged { None } else { memory.read_sketches(slot, head, self.blocks.start, room)? };
+        let Some(sketches) = sketches else {
+            self.damaged = true;
+            self.best.fill(f32::NEG_INFINITY);
+            return Ok(());
+        };
+        let block_keys = memory.geometry().block_tokens as usize;
+        best_of_blocks(queries, sketches.tiles, block_keys, sketches.keys, &mut self.best, blocks);
+        self.means.copy_from_slice(sketches.means);
+        self.bytes += (sketches.means.len() + sketches.tiles.len()) as u64;
+        Ok(())
+    }
+}
