@@ -158,7 +158,8 @@ impl Session {
     /// After a snapshot was loaded: reads again what it had chosen.
     fn bring_back(&mut self, memories: &[SharedMemory]) -> Result<()> {
         let readers = Readers::lock(memories);
-        self.recall.bring_back(self.model.hparams(), &readers.list())
+        let (memories, h) = (readers.list(), self.model.hparams());
+        self.team.pass(|pass| self.recall.bring_back(pass, h, &memories))
     }
 
     /// Lets an answer choose again what comes back, when it is time to.

@@ -4,13 +4,16 @@
 //! memory file. Blocks of earlier choices stay until the byte budget wants their room, the longest unused first.
 
 use super::BlockAddress;
-use crate::error::{Result, try_reserve, try_zeroed};
+use crate::error::{Result, try_grow, try_reserve, try_with_capacity, try_zeroed};
 use crate::kernels::codec::Codec;
 use crate::kernels::rotary::Rotary;
 use crate::memory::{ExtentRoom, Memory, Side};
 use crate::model::hparams::Hparams;
+use crate::threads::Pass;
 use std::ops::Range;
 
+/// Layers that a thread reads one after the other into the same room.
+const LAYERS_AT_ONCE: usize = 2;
 /// Encoding of the copies.
 pub const CODEC: Codec = Codec::F16;
 
@@ -33,6 +36,32 @@ pub struct Blocks {
 /// Bytes of a token's key, or value, of all heads.
 fn row_bytes(h: &Hparams) -> (usize, usize) {
     (CODEC.row_bytes(h.head_count_kv * h.key_length), CODEC.row_bytes(h.head_count_kv * h.value_length))
+}
+
+/// Reads a block of a layer slot into keys and values, each with the bytes of a token; returns the bytes that were read.
+fn load_layer(
+    h: &Hparams,
+    memory: &Memory,
+    (slot, block): (usize, usize),
+    [keys, values]: [(&mut [u8], usize); 2],
+    room: &mut ExtentRoom,
+) -> Result<u64> {
+    let extent = memory.extent(slot, block, room)?;
+    let (mut read, mut decoded) = (0, Vec::new());
+    for (side, (out, width)) in [(Side::Keys, keys), (Side::Values, values)] {
+        for head in 0..h.head_count_kv {
+            let view = extent.rows(side, head);
+            read += view.bytes.len() as u64;
+            decoded.clear();
+            try_grow(&mut decoded, "a block of a memory", view.len * view.length)?;
+            view.decode(&mut decoded);
+            let bytes = CODEC.row_bytes(view.length);
+            for (t, row) in decoded.chunks_exact(view.length).enumerate() {
+                CODEC.encode(row, &mut out[t * width + head * bytes..][..bytes]);
+            }
+        }
+    }
+    Ok(read)
 }
 
 impl Blocks {
@@ -70,31 +99,22 @@ impl Blocks {
     }
 
     /// Reads a block of every layer; returns the bytes that were read.
-    pub fn load(&mut self, h: &Hparams, memories: &[&Memory], at: BlockAddress, choice: u64) -> Result<u64> {
+    pub fn load(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], at: BlockAddress, choice: u64) -> Result<u64> {
         let memory = memories[at.memory];
         let layers = memory.geometry().layers.len();
         let tokens = memory.block(at.block)?.len;
         let (key_row, value_row) = row_bytes(h);
         let mut rows = try_zeroed("a block of a memory", layers * tokens * (key_row + value_row))?;
-        let (mut read, mut decoded, mut room) = (0, Vec::new(), ExtentRoom::default());
-        for (slot, layer) in rows.chunks_exact_mut(tokens * (key_row + value_row)).enumerate() {
-            let (keys, values) = layer.split_at_mut(tokens * key_row);
-            let extent = memory.extent(slot, at.block, &mut room)?;
-            for head in 0..h.head_count_kv {
-                let views =
-                    [(extent.rows(Side::Keys, head), &mut *keys, key_row), (extent.rows(Side::Values, head), &mut *values, value_row)];
-                for (view, out, width) in views {
-                    read += view.bytes.len() as u64;
-                    decoded.clear();
-                    decoded.resize(view.len * view.length, 0.0);
-                    view.decode(&mut decoded);
-                    let bytes = CODEC.row_bytes(view.length);
-                    for (t, row) in decoded.chunks_exact(view.length).enumerate() {
-                        CODEC.encode(row, &mut out[t * width + head * bytes..][..bytes]);
-                    }
-                }
+        let mut parts = try_with_capacity("a block of a memory", layers)?;
+        parts.extend(rows.chunks_exact_mut(tokens * (key_row + value_row)).map(|layer| (layer, Ok(0))));
+        pass.for_each_chunk(&mut parts, LAYERS_AT_ONCE, |i, parts| {
+            let mut room = ExtentRoom::default();
+            for (j, (layer, read)) in parts.iter_mut().enumerate() {
+                let (keys, values) = layer.split_at_mut(tokens * key_row);
+                *read = load_layer(h, memory, (i * LAYERS_AT_ONCE + j, at.block), [(keys, key_row), (values, value_row)], &mut room);
             }
-        }
+        });
+        let read = parts.into_iter().map(|(_, read)| read).sum::<Result<u64>>()?;
         self.held.retain(|b| b.at != at);
         self.held.push(Held { at, used: choice, tokens, rows });
         Ok(read)

@@ -361,9 +361,9 @@ impl Recall {
     }
 
     /// Reads what a restored state had held.
-    pub fn bring_back(&mut self, h: &Hparams, memories: &[&Memory]) -> Result<()> {
+    pub fn bring_back(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory]) -> Result<()> {
         for at in std::mem::take(&mut self.missing) {
-            if at.memory < memories.len() && !self.ready(h, memories, at)? {
+            if at.memory < memories.len() && !self.ready(pass, h, memories, at)? {
                 self.chosen.retain(|c| c.0 != at);
             }
         }
@@ -470,7 +470,7 @@ impl Recall {
         self.ask_for(memories, &chosen);
         let wanted = std::mem::take(&mut chosen);
         for (at, share) in wanted {
-            if self.ready(h, memories, at)? {
+            if self.ready(pass, h, memories, at)? {
                 chosen.push((at, share));
             }
         }
@@ -498,7 +498,7 @@ impl Recall {
                 self.start_over();
             }
             match missing {
-                Some(at) if self.ready(h, memories, at)? => self.next = Some(next),
+                Some(at) if self.ready(pass, h, memories, at)? => self.next = Some(next),
                 Some(at) => self.next = Some(next.into_iter().filter(|c| c.0 != at).collect()),
                 None if self.steps < self.layers.len().div_ceil(LAYERS_AT_ONCE) => (self.next, self.steps) = (Some(next), self.steps + 1),
                 None => self.arrive(next),
@@ -567,7 +567,7 @@ impl Recall {
     }
 
     /// Brings a block into RAM, unless it is there; false if it is damaged.
-    fn ready(&mut self, h: &Hparams, memories: &[&Memory], at: BlockAddress) -> Result<bool> {
+    fn ready(&mut self, pass: &Pass<'_>, h: &Hparams, memories: &[&Memory], at: BlockAddress) -> Result<bool> {
         if !memories[at.memory].is_readable(at.block) {
             return Ok(false);
         }
@@ -576,7 +576,7 @@ impl Recall {
             return Ok(true);
         }
         let memory = memories[at.memory];
-        match memory.or_drop(at.block, self.blocks.load(h, memories, at, self.choice))? {
+        match memory.or_drop(at.block, self.blocks.load(pass, h, memories, at, self.choice))? {
             Some(bytes) => {
                 self.stats.bytes_read += bytes;
                 self.stats.blocks_read += 1;

@@ -43,11 +43,11 @@ struct Stretch {
     error: Option<Error>,
 }
 
-/// How many tokens' queries can vote with so many bytes to work with.
+/// How many tokens' queries can vote with so many bytes to work with; one at least.
 pub fn voters(h: &Hparams, memories: &[&Memory], bytes: usize) -> usize {
     let blocks: usize = memories.iter().map(|m| m.blocks()).sum();
     // For each query of a head its scores, as they are found and as they vote; and the votes.
-    (bytes / blocks.max(1)).saturating_sub(8) / (8 * h.group())
+    ((bytes / blocks.max(1)).saturating_sub(8) / (8 * h.group())).max(1)
 }
 
 /// The votes of `queries`, `(tokens, heads, key_length)`, of the layer slot `slot`, for all blocks that are to be read.
