@@ -67,8 +67,7 @@ impl Geometry {
         if let Some(l) = self.layers.iter().find(|l| **l >= LAYER_INDEX_MAX) {
             return Err(("layers", format!("layers below {LAYER_INDEX_MAX}"), l.to_string()));
         }
-        let sketched = self.sketched_slots().len() == self.sketched.len() && self.sketched.is_sorted_by(|a, b| a < b);
-        if !sketched {
+        if !self.sketched.is_sorted_by(|a, b| a < b) || self.sketched.iter().any(|layer| self.layer_slot(*layer).is_none()) {
             return Err(("sketched", format!("some of the layers {:?}, strictly increasing", self.layers), format!("{:?}", self.sketched)));
         }
         range("head_count_kv", self.head_count_kv, HEADS_MAX)?;
@@ -107,11 +106,6 @@ impl Geometry {
     /// The slot of a model's layer, if it is stored.
     pub fn layer_slot(&self, layer: u32) -> Option<usize> {
         self.layers.binary_search(&layer).ok()
-    }
-
-    /// The slots of the layers with sketches.
-    pub(super) fn sketched_slots(&self) -> Vec<usize> {
-        self.sketched.iter().filter_map(|layer| self.layer_slot(*layer)).collect()
     }
 
     /// Which of the layers with sketches a slot is, if it is one.

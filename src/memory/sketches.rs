@@ -9,7 +9,7 @@ use super::form::Form;
 use super::format::Section;
 use super::segment::{Segment, check_crc, read};
 use super::{Geometry, Memory};
-use crate::error::{Error, Result, try_grow, try_zeroed};
+use crate::error::{Error, Result, try_grow, try_reserve, try_zeroed};
 use crate::gguf::TensorType;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -115,6 +115,20 @@ impl Memory {
         let has_sketches = |store: &&super::store::Store| store.form() == Form::Sketches && self.geometry.sketched_slot(slot).is_some();
         let segments = self.store.as_ref().filter(has_sketches).map_or(&[][..], |store| &store.segments);
         segments.iter().filter(|s| !s.lost && s.layout.blocks > 0).map(Segment::blocks)
+    }
+
+    /// Readable blocks that are in none of these ranges, which are in order: those without sketches.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn readable_outside(&self, sketched: impl Iterator<Item = Range<usize>>) -> Result<Vec<usize>> {
+        let (mut out, mut block) = (Vec::new(), 0);
+        for blocks in sketched.chain(std::iter::once(self.blocks()..self.blocks())) {
+            try_reserve(&mut out, "blocks of a memory", blocks.start - block)?;
+            out.extend((block..blocks.start).filter(|block| self.is_readable(*block)));
+            block = blocks.end;
+        }
+        Ok(out)
     }
 
     /// Reads the sketches of a layer slot and head in the blocks of one of the ranges of [`Memory::sketched_blocks`], by one of them. `None` if they do not match

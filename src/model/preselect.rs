@@ -159,16 +159,10 @@ impl<'a> Sketched<'a> {
 
 /// Readable blocks that are in none of the sketches.
 fn blocks_without(memories: &[&Memory], sketches: &[(usize, Sketches<'_>)]) -> Result<Vec<(usize, usize)>> {
-    let (mut out, mut sketched) = (Vec::new(), sketches.iter().peekable());
+    let mut out = Vec::new();
     for (i, memory) in memories.iter().enumerate() {
-        let mut block = 0;
-        while block < memory.blocks() {
-            let next = sketched.next_if(|(of, _)| *of == i).map(|(_, sketches)| &sketches.blocks);
-            let gap = block..next.map_or(memory.blocks(), |blocks| blocks.start);
-            try_reserve(&mut out, "blocks of a memory", gap.len())?;
-            out.extend(gap.clone().filter(|block| memory.is_readable(*block)).map(|block| (i, block)));
-            block = next.map_or(gap.end, |blocks| blocks.end);
-        }
+        let sketched = sketches.iter().filter(|(of, _)| *of == i).map(|(_, sketches)| sketches.blocks.clone());
+        out.extend(memory.readable_outside(sketched)?.into_iter().map(|block| (i, block)));
     }
     Ok(out)
 }

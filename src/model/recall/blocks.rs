@@ -13,7 +13,7 @@ use crate::threads::Pass;
 use std::ops::Range;
 
 /// Layers that a thread reads one after the other into the same room.
-const LAYERS_AT_ONCE: usize = 2;
+const LAYERS_READ_AT_ONCE: usize = 2;
 /// Encoding of the copies.
 pub const CODEC: Codec = Codec::F16;
 
@@ -107,11 +107,11 @@ impl Blocks {
         let mut rows = try_zeroed("a block of a memory", layers * tokens * (key_row + value_row))?;
         let mut parts = try_with_capacity("a block of a memory", layers)?;
         parts.extend(rows.chunks_exact_mut(tokens * (key_row + value_row)).map(|layer| (layer, Ok(0))));
-        pass.for_each_chunk(&mut parts, LAYERS_AT_ONCE, |i, parts| {
+        pass.for_each_chunk(&mut parts, LAYERS_READ_AT_ONCE, |i, parts| {
             let mut room = ExtentRoom::default();
             for (j, (layer, read)) in parts.iter_mut().enumerate() {
                 let (keys, values) = layer.split_at_mut(tokens * key_row);
-                *read = load_layer(h, memory, (i * LAYERS_AT_ONCE + j, at.block), [(keys, key_row), (values, value_row)], &mut room);
+                *read = load_layer(h, memory, (i * LAYERS_READ_AT_ONCE + j, at.block), [(keys, key_row), (values, value_row)], &mut room);
             }
         });
         let read = parts.into_iter().map(|(_, read)| read).sum::<Result<u64>>()?;

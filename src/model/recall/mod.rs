@@ -442,9 +442,7 @@ impl Recall {
             (Some(queries), Some(slot)) if is_searched(memories) => {
                 let voters = propose::voters(h, memories, self.options.budget_bytes / 2);
                 let last = queries.len().saturating_sub(voters * h.head_count * h.key_length);
-                let mut read = Read::default();
-                let found = propose::by_sketches(pass, h, *slot, &queries[last..], memories, &mut read)?;
-                self.stats.bytes_read += read.bytes;
+                let found = propose::by_sketches(pass, h, *slot, &queries[last..], memories, &mut self.stats.bytes_read)?;
                 let votes: Vec<f32> = found.sketched.iter().map(|(_, vote)| *vote).collect();
                 proposed.extend(best(&votes, PROPOSED).into_iter().map(|i| found.sketched[i].0));
                 candidates = found.others;

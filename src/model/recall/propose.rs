@@ -8,7 +8,7 @@
 //! Invariant: a block has votes by its sketches, or is among those whose keys are to be read, or is not to be read.
 
 use super::BlockAddress;
-use super::vote::{Read, square_shares};
+use super::vote::square_shares;
 use crate::bytes::{Map, MapSlice};
 use crate::error::{Error, Result, try_grow, try_reserve, try_with_capacity};
 use crate::kernels::matmul::{Activations, Matrix, matmul};
@@ -50,11 +50,19 @@ pub fn voters(h: &Hparams, memories: &[&Memory], bytes: usize) -> usize {
     ((bytes / blocks.max(1)).saturating_sub(8) / (8 * h.group())).max(1)
 }
 
-/// The votes of `queries`, `(tokens, heads, key_length)`, of the layer slot `slot`, for all blocks that are to be read.
+/// The votes of `queries`, `(tokens, heads, key_length)`, of the layer slot `slot`, for all blocks that are to be read. Adds the bytes of
+/// sketches that were read to `bytes_read`.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`]; [`Error::Corrupt`] if a file was cut short, [`Error::Io`].
-pub fn by_sketches(pass: &Pass<'_>, h: &Hparams, slot: usize, queries: &[f32], memories: &[&Memory], read: &mut Read) -> Result<Proposed> {
+pub fn by_sketches(
+    pass: &Pass<'_>,
+    h: &Hparams,
+    slot: usize,
+    queries: &[f32],
+    memories: &[&Memory],
+    bytes_read: &mut u64,
+) -> Result<Proposed> {
     let (d, group) = (h.key_length, h.group());
     let mut stretches = Vec::new();
     for (memory, m) in memories.iter().enumerate() {
@@ -100,7 +108,7 @@ pub fn by_sketches(pass: &Pass<'_>, h: &Hparams, slot: usize, queries: &[f32], m
             if let Some(e) = stretch.error.take() {
                 return Err(e);
             }
-            read.bytes += std::mem::take(&mut stretch.bytes);
+            *bytes_read += std::mem::take(&mut stretch.bytes);
             means.extend_from_slice(&stretch.means);
         }
         logits.truncate(loaded.len() * total);
@@ -133,18 +141,8 @@ pub fn by_sketches(pass: &Pass<'_>, h: &Hparams, slot: usize, queries: &[f32], m
     sketched.retain(|(at, _)| readable(at));
     let mut others = Vec::new();
     for (memory, m) in memories.iter().enumerate() {
-        let mut sketches = stretches.iter().filter(|s| s.memory == memory && !s.damaged).map(|s| s.blocks.clone()).peekable();
-        let mut block = 0;
-        while block < m.blocks() {
-            let next = sketches.next_if(|blocks| blocks.start <= block);
-            let end = next.as_ref().map_or_else(|| sketches.peek().map_or(m.blocks(), |b| b.start), |b| b.end);
-            if next.is_none() {
-                let gap = (block..end).map(|block| BlockAddress { memory, block }).filter(readable);
-                try_reserve(&mut others, "blocks of a memory", end - block)?;
-                others.extend(gap);
-            }
-            block = end;
-        }
+        let sketches = stretches.iter().filter(|s| s.memory == memory && !s.damaged).map(|s| s.blocks.clone());
+        others.extend(m.readable_outside(sketches)?.into_iter().map(|block| BlockAddress { memory, block }).filter(|at| at.block > 0));
     }
     Ok(Proposed { sketched, others })
 }
