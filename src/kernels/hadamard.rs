@@ -8,6 +8,11 @@ pub fn hadamard(x: &mut [f32]) {
     let scale = 1.0 / (n as f32).sqrt();
     for x in x.chunks_exact_mut(n) {
         let mut half = 1;
+        if n >= 8 {
+            // The first rounds lie within eight elements: whole vectors, where loops over one or two of them are none.
+            x.as_chunks_mut().0.iter_mut().for_each(within_eight);
+            half = 8;
+        }
         while half < n {
             for pair in x.chunks_exact_mut(2 * half) {
                 let (a, b) = pair.split_at_mut(half);
@@ -19,6 +24,19 @@ pub fn hadamard(x: &mut [f32]) {
         }
         x.iter_mut().for_each(|x| *x *= scale);
     }
+}
+
+/// Three rounds: of neighbours, of pairs, of fours.
+#[inline(always)]
+fn within_eight(x: &mut [f32; 8]) {
+    let round = |x: [f32; 8], half: usize| {
+        let mut y = [0.0; 8];
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = if i & half == 0 { x[i] + x[i ^ half] } else { x[i ^ half] - x[i] };
+        }
+        y
+    };
+    *x = round(round(round(*x, 1), 2), 4);
 }
 
 #[cfg(test)]

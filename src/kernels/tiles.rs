@@ -298,13 +298,12 @@ fn each_block(kv: KvType, x: &[f32], mut put: impl FnMut(usize, f16, &[u8; BLOCK
 /// From the bytes of a scale on, and the codes of a block as values have them.
 fn decode_block(kv: KvType, scale: &[u8], codes: &[u8], out: &mut [f32; BLOCK]) {
     let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = scale
-            * match kv {
-                KvType::Q8_0 => f32::from(codes[i]) - 128.0,
-                _ if i < BLOCK / 2 => f32::from(codes[i] & 15) - 8.0,
-                _ => f32::from(codes[i - BLOCK / 2] >> 4) - 8.0,
-            };
+    if kv == KvType::Q8_0 {
+        return out.iter_mut().zip(codes).for_each(|(out, code)| *out = scale * (f32::from(*code) - 128.0));
+    }
+    let (low, high) = out.split_at_mut(BLOCK / 2);
+    for ((low, high), code) in low.iter_mut().zip(high).zip(codes) {
+        (*low, *high) = (scale * (f32::from(code & 15) - 8.0), scale * (f32::from(code >> 4) - 8.0));
     }
 }
 

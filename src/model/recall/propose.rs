@@ -15,7 +15,7 @@ use crate::kernels::matmul::{Activations, Matrix, matmul};
 use crate::kernels::sketch::{SketchQuery, best_of_blocks};
 use crate::memory::{Memory, SketchRoom};
 use crate::model::hparams::Hparams;
-use crate::threads::Pass;
+use crate::threads::{Pass, alone};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,8 +35,7 @@ pub struct Proposed {
 struct Stretch {
     memory: usize,
     blocks: Range<usize>,
-    /// Of one head: mean keys, and how much more than theirs is the best score, `(query, block)`.
-    means: Vec<u8>,
+    /// Scores of the best keys of a head, `(query, block)`.
     best: Vec<f32>,
     bytes: u64,
     damaged: bool,
@@ -68,12 +67,9 @@ pub fn by_sketches(
     for (memory, m) in memories.iter().enumerate() {
         for blocks in m.sketched_blocks(slot) {
             try_reserve(&mut stretches, "votes", 1)?;
-            let (means, best) = Default::default();
-            stretches.push(Stretch { memory, blocks, means, best, bytes: 0, damaged: false, error: None });
+            stretches.push(Stretch { memory, blocks, best: Vec::new(), bytes: 0, damaged: false, error: None });
         }
     }
-    let Some(mean_type) = memories.first().map(|m| m.mean_type()) else { return Ok(Proposed::default()) };
-    let row_bytes = mean_type.row_bytes(d).unwrap_or(0);
     let total: usize = stretches.iter().map(|s| s.blocks.len()).sum();
     let readable = |at: &BlockAddress| at.block > 0 && memories[at.memory].is_readable(at.block);
     let mut sketched: Vec<(BlockAddress, f32)> = Vec::new();
@@ -97,41 +93,33 @@ pub fn by_sketches(
                 false => rows.truncate(at),
             }
         }
+        activations.load(pass, &rows, d)?;
+        let queries = HeadQueries { loaded: &loaded, activations: &activations };
         pass.for_each_chunk(&mut stretches, STRETCHES_AT_ONCE, |_, stretches| {
-            let mut room = SketchRoom::default();
+            let mut room = Room::default();
             for stretch in stretches {
-                stretch.error = stretch.score(memories[stretch.memory], slot, head, &loaded, row_bytes, &mut room).err();
+                stretch.error = stretch.score(memories[stretch.memory], (slot, head), &queries, &mut room).err();
             }
         });
-        let mut means = try_with_capacity("mean keys", total * row_bytes)?;
         for stretch in &mut stretches {
             if let Some(e) = stretch.error.take() {
                 return Err(e);
             }
             *bytes_read += std::mem::take(&mut stretch.bytes);
-            means.extend_from_slice(&stretch.means);
         }
-        logits.truncate(loaded.len() * total);
-        try_grow(&mut logits, "votes", loaded.len() * total)?;
         if loaded.is_empty() {
             continue;
         }
-        // The scores of the mean keys, of every query and block; then what the best key has more.
-        let len = means.len();
-        let means = Matrix::new(mean_type, total, d, MapSlice::new(Arc::new(Map::owned(means)), 0..len))?;
-        activations.load_for(pass, &rows, &[&means])?;
-        matmul(pass, &means, &activations, &mut logits);
-        let mut first = 0;
-        for stretch in &stretches {
-            let n = stretch.blocks.len();
-            for (row, best) in logits.chunks_exact_mut(total).zip(stretch.best.chunks_exact(n)) {
-                row[first..first + n].iter_mut().zip(best).for_each(|(score, best)| *score += best);
+        logits.truncate(loaded.len() * total);
+        try_grow(&mut logits, "votes", loaded.len() * total)?;
+        pass.for_each_chunk(&mut logits, total, |query, row| {
+            let mut first = 0;
+            for Stretch { blocks, best, .. } in &stretches {
+                row[first..first + blocks.len()].copy_from_slice(&best[query * blocks.len()..][..blocks.len()]);
+                first += blocks.len();
             }
-            first += n;
-        }
-        for row in logits.chunks_exact_mut(total) {
             hidden.iter().for_each(|i| row[*i] = f32::NEG_INFINITY);
-        }
+        });
         sketched.iter_mut().zip(square_shares(pass, &mut logits, total)?).for_each(|(of_block, vote)| of_block.1 += vote);
     }
     let of_damaged = |at: &BlockAddress| stretches.iter().any(|s| s.damaged && s.memory == at.memory && s.blocks.contains(&at.block));
@@ -147,32 +135,42 @@ pub fn by_sketches(
     Ok(Proposed { sketched, others })
 }
 
+/// What a stretch of a head is read into, and the scores of its mean keys.
+#[derive(Default)]
+struct Room {
+    sketches: SketchRoom,
+    means: Vec<f32>,
+}
+
+/// What one head asks with.
+struct HeadQueries<'a> {
+    loaded: &'a [SketchQuery],
+    /// The same for the products with mean keys.
+    activations: &'a Activations,
+}
+
 impl Stretch {
-    /// What the sketches of a head say to `queries`. Negative infinity where they are damaged.
-    fn score(
-        &mut self,
-        memory: &Memory,
-        slot: usize,
-        head: usize,
-        queries: &[SketchQuery],
-        row_bytes: usize,
-        room: &mut SketchRoom,
-    ) -> Result<()> {
-        let blocks = self.blocks.len();
-        self.best.truncate(queries.len() * blocks);
-        try_grow(&mut self.best, "votes", queries.len() * blocks)?;
-        self.means.clear();
-        try_grow(&mut self.means, "mean keys", blocks * row_bytes)?;
-        let sketches = if self.damaged { None } else { memory.read_sketches(slot, head, self.blocks.start, room)? };
+    /// The scores of the best keys of a head, or what their sketches say of them. Negative infinity where they are damaged.
+    fn score(&mut self, memory: &Memory, (slot, head): (usize, usize), queries: &HeadQueries<'_>, room: &mut Room) -> Result<()> {
+        let (n, blocks, geometry) = (queries.loaded.len(), self.blocks.len(), memory.geometry());
+        for scores in [&mut room.means, &mut self.best] {
+            scores.truncate(n * blocks);
+            try_grow(scores, "votes", n * blocks)?;
+        }
+        let sketches = if self.damaged { None } else { memory.read_sketches(slot, head, self.blocks.start, &mut room.sketches)? };
         let Some(sketches) = sketches else {
             self.damaged = true;
             self.best.fill(f32::NEG_INFINITY);
             return Ok(());
         };
-        let block_keys = memory.geometry().block_tokens as usize;
-        best_of_blocks(queries, sketches.tiles, block_keys, sketches.keys, &mut self.best, blocks);
-        self.means.copy_from_slice(sketches.means);
-        self.bytes += (sketches.means.len() + sketches.tiles.len()) as u64;
+        best_of_blocks(queries.loaded, sketches.tiles, geometry.block_tokens as usize, sketches.keys, &mut self.best, blocks);
+        let mut means = try_with_capacity("mean keys", sketches.means.len())?;
+        means.extend_from_slice(sketches.means);
+        self.bytes += (means.len() + sketches.tiles.len()) as u64;
+        let all = 0..means.len();
+        let means = Matrix::new(memory.mean_type(), blocks, geometry.key_length as usize, MapSlice::new(Arc::new(Map::owned(means)), all))?;
+        alone(|pass| matmul(pass, &means, queries.activations, &mut room.means));
+        self.best.iter_mut().zip(&room.means).for_each(|(best, mean)| *best += mean);
         Ok(())
     }
 }
