@@ -144,11 +144,14 @@ impl Session {
     /// Lets a batch of an ordinary model's text choose what comes back from memory: computes it once without keeping anything.
     fn survey(&mut self, tokens: &[u32], memories: &[SharedMemory]) -> Result<()> {
         let (window, text) = (self.window.len(), self.tokens.len());
-        self.recall.set_noting(true);
-        self.recall.look_ahead(&Readers::lock(memories).list());
-        self.compute(tokens, Outputs::Queries, memories)?;
-        self.window.truncate(window);
-        self.tokens.truncate(text);
+        // Nothing to choose from needs no queries.
+        if Readers::lock(memories).list().iter().any(|m| m.blocks() > 0) {
+            self.recall.set_noting(true);
+            self.recall.look_ahead(&Readers::lock(memories).list());
+            self.compute(tokens, Outputs::Queries, memories)?;
+            self.window.truncate(window);
+            self.tokens.truncate(text);
+        }
         let readers = Readers::lock(memories);
         let memories = readers.list();
         let h = self.model.hparams();
