@@ -1,8 +1,8 @@
 //! The tasks: what is hidden, how it is asked for, what counts as found.
 //!
 //! After passkey retrieval (arXiv 2305.16300), needles in a haystack, and RULER's multi-key, variable tracking and common words
-//! (arXiv 2404.06654); key-value pairs after "Lost in the Middle" (arXiv 2307.03172). Each question
-//! sees one of them.
+//! (arXiv 2404.06654); key-value pairs after "Lost in the Middle" (arXiv 2307.03172); questions that share no words with what they ask for, after
+//! NoLiMa (arXiv 2502.05167). Each question sees one of them.
 
 use super::corpus::Rng;
 use clap::ValueEnum;
@@ -15,6 +15,8 @@ pub enum Task {
     Passkey,
     /// A plain sentence in the text: who keeps what where
     Needle,
+    /// A plain sentence in the text, asked for in other words
+    Reworded,
     /// The value of a random key among pairs of eight hexadecimal digits
     Kv,
     /// A number among three others of the same kind right beside it
@@ -153,6 +155,36 @@ const PLACES: &[&str] = &[
     "windmill",
     "workshop",
 ];
+/// Who somebody is, in the text and in the question.
+const CALLINGS: &[[&str; 2]] = &[
+    ["physician", "doctor"],
+    ["merchant", "trader"],
+    ["attorney", "lawyer"],
+    ["constable", "policeman"],
+    ["author", "writer"],
+    ["instructor", "teacher"],
+    ["thief", "burglar"],
+    ["cook", "chef"],
+    ["soldier", "fighter"],
+    ["farmer", "peasant"],
+    ["aviator", "pilot"],
+    ["barber", "hairdresser"],
+    ["sailor", "seaman"],
+    ["tailor", "dressmaker"],
+    ["postman", "mail carrier"],
+    ["actor", "performer"],
+];
+/// What somebody does in a place, in the text, in the question and where the answer begins; `*` is who.
+const DEEDS: &[[&str; 3]] = &[
+    ["The * hid his savings in the", "Where did the * conceal the money?", "The * concealed the money in the"],
+    ["The * broke his leg in the", "Where was the * injured?", "The * was injured in the"],
+    ["The * sleeps in the", "Where does the * spend the night?", "The * spends the night in the"],
+    ["The * eats his supper in the", "Where does the * have dinner?", "The * has dinner in the"],
+    ["The * met his bride in the", "Where did the * find a wife?", "The * found a wife in the"],
+    ["The * lost his spectacles in the", "Where did the * leave the glasses?", "The * left the glasses in the"],
+    ["The * shot a tiger in the", "Where did the * kill the big cat?", "The * killed the big cat in the"],
+    ["The * repairs motorcars in the", "Where does the * fix vehicles?", "The * fixes vehicles in the"],
+];
 const WORDS: &[&str] = &[
     "apricot",
     "bamboo",
@@ -189,6 +221,7 @@ impl Task {
         match self {
             Task::Passkey => "passkey",
             Task::Needle => "needle",
+            Task::Reworded => "reworded",
             Task::Kv => "kv",
             Task::Multikey => "multikey",
             Task::Vt => "vt",
@@ -213,6 +246,13 @@ impl Task {
                 let place = rng.pick(PLACES).to_string();
                 let part = format!("{who} keeps the {what} in the {place}.");
                 (vec![part], format!("Where does {who} keep the {what}?"), format!("{who} keeps the {what} in the"), vec![place])
+            }
+            Task::Reworded => {
+                let [said, asked] = CALLINGS[n % CALLINGS.len()];
+                let [told, question, begin] = DEEDS[(n / CALLINGS.len() + n) % DEEDS.len()];
+                let place = rng.pick(PLACES).to_string();
+                let part = format!("{} {place}.", told.replace('*', said));
+                (vec![part], question.replace('*', asked), begin.replace('*', asked), vec![place])
             }
             Task::Kv => {
                 let (key, value) = (hex(rng), hex(rng));
@@ -277,5 +317,28 @@ impl Item {
         let answer = answer.to_lowercase();
         let found = self.expected.iter().filter(|e| answer.contains(&e.to_lowercase())).count();
         found as f64 / self.expected.len() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn reworded_questions_are_all_different_and_share_no_telling_word_with_the_text() {
+        let mut rng = Rng(1);
+        let all = CALLINGS.len() * DEEDS.len();
+        let items: Vec<Item> = (0..all).map(|n| Task::Reworded.item(&mut rng, n, 0, 0)).collect();
+        let questions: BTreeSet<&str> = items.iter().map(|i| i.question.as_str()).collect();
+        assert_eq!(questions.len(), all);
+        for item in &items {
+            let words = |text: &str| -> BTreeSet<String> {
+                let all = text.split(|c: char| !c.is_alphabetic()).map(str::to_lowercase);
+                all.filter(|w| !["", "the", "in", "a", "his", "where", "did", "does", "was"].contains(&w.as_str())).collect()
+            };
+            let asked = words(&format!("{} {}", item.question, item.begin));
+            assert!(asked.is_disjoint(&words(&item.parts[0])), "{} {}", item.question, item.parts[0]);
+        }
     }
 }
