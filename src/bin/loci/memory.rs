@@ -278,7 +278,8 @@ impl Recall {
             let whole: Vec<Value> = whole.iter().map(Whole::json).collect();
             let object = json!({
                 "answer": answer.text, "finish": run::finish_name(answer.finish), "passages": read, "read_whole": whole,
-                "open_seconds": open_seconds, "pace": answer.pace().map(|[median, p99, most]| json!({"median": median, "p99": p99, "most": most})),
+                "open_seconds": open_seconds,
+                "pace": answer.pace().map(|[median, p99, most]| json!({"median": median, "p99": p99, "most": most, "each": answer.token_seconds})),
                 "stats": run::stats_json(&session.stats()),
             });
             output::print_line(&object.to_string())?;
