@@ -101,15 +101,18 @@ fn every_level_estimates_what_the_format_says() {
 #[test]
 fn the_best_of_a_block_is_the_best_estimate_of_its_keys() {
     let mut random = Random(5);
-    for (length, block_keys, n) in [(64, 32, 100), (64, 16, 16), (10, 20, 47), (128, 7, 3), (32, 48, 144), (64, 32, 65)] {
+    for (length, block_keys, n) in
+        [(64, 32, 100), (64, 16, 16), (10, 20, 47), (128, 7, 3), (32, 48, 144), (64, 32, 65), (256, 64, 200), (272, 32, 64)]
+    {
         let blocks: Vec<usize> = (0..n).step_by(block_keys).map(|first| block_keys.min(n - first)).collect();
         // What fills up a tile is estimated as zero, and would win where all keys are below.
         let sketches: Vec<u8> = blocks.iter().flat_map(|len| case(length, *len, &mut random).sketches).collect();
-        for rows in 1..=9 {
+        for (rows, coarse) in (1..=9).flat_map(|rows| [(rows, false), (rows, true)]) {
             let loaded: Vec<SketchQuery> = (0..rows)
                 .map(|_| {
                     let mut loaded = SketchQuery::default();
-                    assert!(loaded.load(&random.normals(length)).unwrap());
+                    let query = random.normals(length);
+                    assert!(if coarse { loaded.load_coarse(&query) } else { loaded.load(&query) }.unwrap());
                     loaded
                 })
                 .collect();
@@ -121,10 +124,10 @@ fn the_best_of_a_block_is_the_best_estimate_of_its_keys() {
                 for (block, len) in blocks.iter().enumerate() {
                     let tiles = &sketches[at..][..bytes(length, *len)];
                     at += tiles.len();
-                    let mut estimates = vec![0.0; rows * 48];
-                    estimate_at(level, &loaded, &vec![0.0; rows], tiles, &mut estimates, 48);
+                    let mut estimates = vec![0.0; rows * 64];
+                    estimate_at(level, &loaded, &vec![0.0; rows], tiles, &mut estimates, 64);
                     for row in 0..rows {
-                        let expected = estimates[48 * row..][..*len].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                        let expected = estimates[64 * row..][..*len].iter().copied().fold(f32::NEG_INFINITY, f32::max);
                         assert_eq!(
                             out[row * width + block],
                             expected,
@@ -156,18 +159,24 @@ fn a_key_that_is_its_mean_and_one_of_one_element_are_kept() {
 fn a_query_that_is_not_a_number_is_refused() {
     for bad in [f32::NAN, f32::INFINITY] {
         assert!(!SketchQuery::default().load(&[1.0, bad, 0.0, 2.0]).unwrap());
+        assert!(!SketchQuery::default().load_coarse(&[1.0, bad, 0.0, 2.0]).unwrap());
     }
 }
 
 #[test]
 fn estimates_are_right_on_average_and_find_the_best() {
+    [false, true].map(estimates_are_right);
+}
+
+/// Of queries in 255 steps, or in 21.
+fn estimates_are_right(coarse: bool) {
     let (mut random, length, n) = (Random(7), 64, 4096);
     let case = case(length, n, &mut random);
     let (mut errors, mut scores, mut bias, mut count) = (0.0, 0.0, 0.0, 0.0);
     for _ in 0..20 {
         let query = random.normals(length);
         let mut loaded = SketchQuery::default();
-        loaded.load(&query).unwrap();
+        assert!(if coarse { loaded.load_coarse(&query) } else { loaded.load(&query) }.unwrap());
         let base = dot(&query, &case.mean);
         let mut out = vec![0.0; n];
         estimate_at(Level::detect(), &[loaded], &[base as f32], &case.sketches, &mut out, n);

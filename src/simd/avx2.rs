@@ -81,6 +81,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const SIGNED_BIAS: i32 = if VNNI { 128 } else { 0 };
     const TILE_PANELS: usize = 1;
+    const LOOKUP_BEATS_DOT: bool = !VNNI;
 
     #[inline(always)]
     fn splat8(self, v: u8) -> __m256i {

@@ -151,6 +151,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const QUERY_ROWS: usize = 4;
     /// Whether the words for pairs of columns are faster than two products.
     const PAIRS: bool = false;
+    /// Whether [`Simd::lookup`] of the products of two small codes is faster than [`Simd::dot`]: where no instruction adds four products of bytes.
+    const LOOKUP_BEATS_DOT: bool = false;
     /// Whether a vector holds 64 bytes and the words for long pieces of rows are there.
     const LONG: bool = false;
 

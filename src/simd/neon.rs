@@ -154,6 +154,7 @@ impl<const DOT: bool, const MM: bool> Simd for Neon<DOT, MM> {
     const SIGNED_BIAS: i32 = 0;
     const TILE_PANELS: usize = 2;
     const PAIRS: bool = MM;
+    const LOOKUP_BEATS_DOT: bool = !DOT;
 
     #[inline(always)]
     fn splat8(self, v: u8) -> uint8x16_t {

@@ -88,7 +88,7 @@ pub fn by_sketches(
             let at = rows.len();
             rows.extend(query);
             // What is no number has no vote.
-            match as_loaded.load(&rows[at..])? {
+            match as_loaded.load_coarse(&rows[at..])? {
                 true => loaded.push(as_loaded),
                 false => rows.truncate(at),
             }
