@@ -21,7 +21,7 @@ target=aarch64-unknown-linux-gnu
 # CPU and the level it must choose. Cortex-A53 and A72 are a Raspberry Pi 3 and 4, A76 a Pi 5; i8mm is in phones since 2022 and
 # in Apple's M2.
 cpus=${CPUS:-cortex-a53 cortex-a76 max}
-EVERYWHERE="unit-tests kernels_agree kernels_attention quant_golden ggml_oracle ggml_operators model_exact reference session memory_file"
+EVERYWHERE="unit-tests kernels_agree kernels_attention kernels_sketch quant_golden ggml_oracle ggml_operators model_exact reference session memory_file"
 # Of model_exact; of fot_golden; of fot_model; of cli; of tokenizers (a million characters, the same on every CPU).
 SLOW="smollm2_is_close_to_exact gemma3_is_close_to_exact
     the_dictionary_model_answers_from_a_reopened_memory
@@ -31,7 +31,7 @@ SLOW="smollm2_is_close_to_exact gemma3_is_close_to_exact
     logits_of_every_position_and_what_they_say_agree_with_run_and_perplexity
     long_runs_are_no_trouble"
 NATIVE="bindings c_abi faults install snapshot_processes"
-KERNELS="unit-tests kernels_agree quant_golden model_exact"
+KERNELS="unit-tests kernels_agree kernels_sketch quant_golden model_exact"
 
 level_of() {
     case $1 in
