@@ -8,9 +8,9 @@
 //! Keys lie in tiles of sixteen: for each sixteen elements a plane of four bytes a key, then sixteen steps. Bits `2 j` and `2 j + 1` of
 //! byte `i` of plane `p` are the code of element `16 p + 4 j + i`; what is missing to sixteen elements or keys is zero.
 //!
-//! Many queries at once, of which only each block's best key counts ([`SketchQuery::load_coarse`]), have codes so small that the products of two of
-//! them with the sixteen pairs of levels fit a byte: a table. Where there is no instruction for dots of bytes, one lookup then does what two
-//! multiplications and an addition do (the idea of Quicker ADC and of Faiss's fast scan, arXiv 1812.09162).
+//! Where many queries ask at once for each block's best key ([`SketchQuery::load_coarse`]), their codes are so small that what two of them add
+//! to a dot, with any of the sixteen pairs of levels, fits a byte: a table. Where there is no instruction for dots of bytes, one lookup then does
+//! what two multiplications and an addition do (the idea of Quicker ADC, arXiv 1812.09162, and of Faiss's fast scan).
 //!
 //! Invariants: dots are exact, by products or by tables, the rest is done for each key alone in one order, so an estimate has the same bits on
 //! every level.
@@ -64,7 +64,8 @@ pub fn encode(keys: &mut [f32], mean: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Largest code of a coarse query: two of them with levels 0 to 3 differ by at most 60, four such sums stay below 256.
+/// Largest code of a coarse query: two of them times levels 0 to 3 add up to one of 61 numbers in a row, and four such sums, each from zero on, stay
+/// below 256.
 const COARSE: f32 = 10.0;
 /// Planes of which the sums of tables are taken at once: keys of 256 elements.
 const PLANES_MAX: usize = 16;
