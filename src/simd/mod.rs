@@ -147,6 +147,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const SIGNED_BIAS: i32;
     /// How many panels of four activation rows a mat-mat tile should take.
     const TILE_PANELS: usize;
+    /// Whether mat-mat multiplies with the four columns of a panel by [`Simd::dot_panel`].
+    const PANELS: bool = false;
     /// Rows of queries that attention takes at once, 1 to 4. There is code for each number up to it.
     const QUERY_ROWS: usize = 4;
     /// Whether the words for pairs of columns are faster than two products.
@@ -188,6 +190,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn dot_rows16<const K: u8>(self, w: [Self::V; 4], a: &[i8; 16]) -> Self::V;
     /// Row form, 32 codes a row: `lo` are the first 16.
     fn dot_rows32<const K: u8>(self, lo: [Self::V; 4], hi: [Self::V; 4], a: &[i8; 32]) -> Self::V;
+
+    /// Transposed form, four columns: lane `r` of vector `c` is `start[c]` plus the dot of row `r` with column `c` over the elements
+    /// `4 FROM .. 4 TO` of a block (both even). Where `PANELS`.
+    fn dot_panel<const K: u8, const FROM: usize, const TO: usize>(
+        self,
+        _start: [i32; 4],
+        _w: &[[Self::V; 4]; 2],
+        _a: &[[i8; 32]; 4],
+    ) -> [Self::V; 4] {
+        unreachable!("PANELS is false")
+    }
 
     // --- the same for two activation rows (columns) at a time, each word in a form of the level's own
     /// A quad of row bytes as the words below want it, and [`Simd::dot`] where `PAIRS` is false.
@@ -635,6 +648,32 @@ mod tests {
                     let want = (column(r, m, &a, from) + 5, column(r, m, &b, from) - 7);
                     assert_eq!((x[r], y[r]), (want.0 as f32, want.1 as f32), "pair, codes up to {m} from {from}, row {r}");
                 }
+            }
+            if S::PANELS {
+                // Four columns: the whole block and its halves, at the extremes of both.
+                let columns = [a, b, [127; 32], [-127; 32]];
+                let start = [5, -7, 0, 1 << 20];
+                let (l4, l6, l8) = (tiles(mask(15, quad), mask(15, hi)), tiles(mask(63, quad), mask(63, hi)), t8);
+                let most = [[s.splat8(15); 4]; 2];
+                let got = [
+                    (s.dot_panel::<U4, 0, 8>(start, &l4, &columns), 15, 0..32),
+                    (s.dot_panel::<U6, 0, 8>(start, &l6, &columns), 63, 0..32),
+                    (s.dot_panel::<I8, 0, 8>(start, &l8, &columns), 255, 0..32),
+                    (s.dot_panel::<U4, 0, 4>(start, &l4, &columns), 15, 0..16),
+                    (s.dot_panel::<U6, 4, 8>(start, &l6, &columns), 63, 16..32),
+                    (s.dot_panel::<I8, 4, 8>(start, &l8, &columns), 255, 16..32),
+                ];
+                for (dots, m, elements) in got {
+                    for ((dots, x), start) in dots.map(lanes).iter().zip(&columns).zip(start) {
+                        for (r, dot) in dots.iter().enumerate().take(S::LANES) {
+                            let want = column(r, m, x, elements.start) - column(r, m, x, elements.end) + start;
+                            assert_eq!(*dot, want as f32, "panel, codes up to {m} of {elements:?}, row {r}");
+                        }
+                    }
+                }
+                let dots = s.dot_panel::<U4, 0, 8>(start, &most, &columns);
+                assert_eq!(lanes(dots[2])[..S::LANES], [(32 * 15 * 127) as f32; 16][..S::LANES], "the largest sums");
+                assert_eq!(lanes(dots[3])[0], (-32 * 15 * 127 + (1 << 20)) as f32, "the least");
             }
             if S::LONG {
                 // Four rows of 64 bytes that begin at bytes 0, 1, 2 and 3.

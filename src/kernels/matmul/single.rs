@@ -64,11 +64,11 @@ pub(super) fn offset<S: Simd, C: Shape>() -> i32 {
 }
 
 macro_rules! by_code {
-    ($shape:ident, $s:ident . $word:ident ( $($arg:expr),* )) => {
+    ($shape:ident, $s:ident . $word:ident $(::<$($more:literal),*>)? ( $($arg:expr),* )) => {
         match $shape::CODE {
-            crate::simd::U4 => $s.$word::<{ crate::simd::U4 }>($($arg),*),
-            crate::simd::U6 => $s.$word::<{ crate::simd::U6 }>($($arg),*),
-            _ => $s.$word::<{ crate::simd::I8 }>($($arg),*),
+            crate::simd::U4 => $s.$word::<{ crate::simd::U4 } $($(, $more)*)?>($($arg),*),
+            crate::simd::U6 => $s.$word::<{ crate::simd::U6 } $($(, $more)*)?>($($arg),*),
+            _ => $s.$word::<{ crate::simd::I8 } $($(, $more)*)?>($($arg),*),
         }
     };
 }

@@ -172,7 +172,26 @@ fn add_panel<S: Simd, C: Shape>(s: S, w: &TileCodes<S>, f: &[S::F], x: &Panel<4>
         let ([a, b], [c, d]) = (add_pair::<S, C, 0>(s, w, f, x, [a, b]), add_pair::<S, C, 2>(s, w, f, x, [c, d]));
         return [a, b, c, d];
     }
+    if S::PANELS {
+        return add_four::<S, C>(s, w, f, x, sums);
+    }
     quad!(I => add_column::<S, C>(s, w, f, x, I, sums[I]))
+}
+
+/// As four times [`add_column`].
+#[inline(always)]
+fn add_four<S: Simd, C: Shape>(s: S, w: &TileCodes<S>, f: &[S::F], x: &Panel<4>, sums: [S::F; 4]) -> [S::F; 4] {
+    let offset = offset::<S, C>();
+    if C::HALVES {
+        let a = by_code!(C, s.dot_panel::<0, 4>(quad!(I => x.half_start(I, 0, offset)), w, &x.codes));
+        let b = by_code!(C, s.dot_panel::<4, 8>(quad!(I => x.half_start(I, 1, offset)), w, &x.codes));
+        let shift = if C::SHIFTS { [f[2], f[3]] } else { [f[0]; 2] };
+        quad!(I => join_halves::<S, C, 4>(s, [a[I], b[I]], x, I, [f[0], f[1]], shift, sums[I]))
+    } else {
+        let dots = by_code!(C, s.dot_panel::<0, 8>(quad!(I => x.start(I, offset)), w, &x.codes));
+        let shift = if C::SHIFTS { f[1] } else { f[0] };
+        quad!(I => join::<S, C, 4>(s, dots[I], x, I, f[0], shift, sums[I]))
+    }
 }
 
 /// Columns `FIRST` and the next.
