@@ -14,7 +14,7 @@ and counts. Its llama-bench times generation at depth by -gp, and has no prefill
 The models' files are dropped from the system's cache once at the start, so that all engines see their pages as they come from disk,
 not as a copy or a download left them.
 
-Everything is written to RECORD/<target>-<date>.csv, in place of what an earlier run of the day measured of the same, and, where there
+Everything is written to RECORD/<target>-<level>-<date>.csv, in place of what an earlier run of the day measured of the same, and, where there
 was a peer, as a plot beside it (.svg). Python's standard library is all that this needs.
 """
 import argparse, csv, datetime, json, math, os, platform, random, re, resource, statistics, subprocess, sys, tempfile
@@ -257,11 +257,12 @@ def main():
     rows = kernels(args.kernels.split()) if args.kernels else []
     rows += models(args, jobs)
     simd = subprocess.run([args.loci, "simd"], stdout=subprocess.PIPE, text=True).stdout.split()
+    level = os.environ.get("LOCI_SIMD") or (simd or [""])[-1]
     for row in rows:
-        row.update(cpu=cpu_name(), simd=os.environ.get("LOCI_SIMD") or (simd or [""])[-1])
+        row.update(cpu=cpu_name(), simd=level)
     table(rows)
     os.makedirs(args.record, exist_ok=True)
-    name = f"{args.record}/{platform.machine()}-{platform.system().lower()}-{datetime.date.today()}"
+    name = f"{args.record}/{platform.machine()}-{platform.system().lower()}-{level}-{datetime.date.today()}"
     if os.path.exists(name + ".csv"):
         what = lambda row: (row["kind"], row["model"], row["test"], str(row["threads"]))
         measured = {what(row) for row in rows}
