@@ -494,6 +494,27 @@ fn indices_and_tables_of_checksums_heal_from_the_keys() {
     assert!(healed > 10, "{healed}");
 }
 
+#[test]
+fn a_section_that_cannot_be_healed_keeps_no_other_from_it() {
+    let disk = Disk::default();
+    let mut m = Memory::create_on(disk.storage(), geometry(Codec::K4V4), fingerprint()).unwrap();
+    append(&mut m, &ids_of(&[0..29]), None);
+    m.commit().unwrap();
+    let good = disk.bytes();
+    let heal = |spoilt: &[usize]| {
+        let mut bytes = good.clone();
+        spoilt.iter().for_each(|at| bytes[*at] ^= 4);
+        Memory::open_on(Disk::with(bytes).storage(), None, Access::Write).unwrap().heal_sections().unwrap()
+    };
+    let sections: Vec<usize> = (8192 + 4096..8192 + 8192).step_by(61).filter(|at| heal(&[*at]) == 1).collect();
+    let (first, last) = (sections[0], sections[sections.len() - 1]);
+    assert_eq!(heal(&[first, last]), 2, "both at once, the index and the table of checksums");
+    // With a damaged extent the table cannot be made again; the index can, if the damage is in the values.
+    let extents = (good.len() - 3 * 4096..good.len() - 4096).step_by(97);
+    let left: Vec<usize> = extents.map(|at| heal(&[first, last, at])).collect();
+    assert!(left.contains(&1), "{left:?}");
+}
+
 fn model(memory_layers: Vec<u32>) -> Arc<Model> {
     let options = TinyOptions { n_layer: 3, memory_layers, ..TinyOptions::default() };
     Model::open_bytes(tiny::llama(options), &ModelOptions::default()).unwrap()
@@ -705,6 +726,110 @@ fn a_document_that_a_crash_interrupted_is_resumed_to_its_last_token() {
         }
         drop(fresh);
     }
+}
+
+/// Keys and values of tokens `from..`, by token, as they are stored.
+fn rows_by_token(m: &Memory, from: u64) -> Vec<Vec<f32>> {
+    let g = m.geometry();
+    let mut out = Vec::new();
+    for block in (0..m.blocks()).filter(|b| m.block(*b).unwrap().first_token >= from) {
+        let len = m.block(block).unwrap().len;
+        let mut tokens = vec![Vec::new(); len];
+        for slot in 0..g.layers.len() {
+            for (side, length) in [(Side::Keys, g.key_length as usize), (Side::Values, g.value_length as usize)] {
+                for head in 0..g.head_count_kv as usize {
+                    let mut rows = vec![0.0; len * length];
+                    m.rows(side, slot, head, block).unwrap().decode(&mut rows);
+                    tokens.iter_mut().zip(rows.chunks_exact(length)).for_each(|(token, row)| token.extend_from_slice(row));
+                }
+            }
+        }
+        out.extend(tokens);
+    }
+    out
+}
+
+#[test]
+fn what_is_resumed_near_its_beginning_is_what_it_would_have_been() {
+    let model = model(vec![]);
+    let document = ids(300, 4);
+    let whole = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut s = session(&model);
+    s.remember(&whole, &document, Some("book"), &mut quiet()).unwrap();
+    let whole = rows_by_token(&whole.read().unwrap(), 0);
+    // Of a window of 128 tokens 32 leave at once: so many, or 64, are stored when it stops.
+    for until in [150, 200] {
+        let (disk, log) = interrupted(&model, &document, until);
+        let m = Memory::open_on(disk.storage(), None, Access::Write).unwrap().with_log_on(log.storage());
+        let stored = m.len() - 70;
+        assert!((1..=96).contains(&stored), "{stored}");
+        let memory = shared(m);
+        assert!(s.resume(&memory, &mut quiet()).unwrap());
+        assert!(rows_by_token(&memory.read().unwrap(), 70) == whole, "resumed with {stored} tokens there");
+    }
+}
+
+#[test]
+fn a_break_with_the_last_report_comes_too_late() {
+    let model = model(vec![]);
+    let memory = shared(Memory::in_ram(model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let mut at_the_end = |done: usize, total: usize| if done == total { Break(()) } else { Continue(()) };
+    let mut s = session(&model);
+    s.remember(&memory, &ids(100, 1), None, &mut at_the_end).unwrap();
+    assert_eq!(memory.read().unwrap().len(), 100);
+    s.prefill(&ids(50, 1), &mut at_the_end).unwrap();
+    assert_eq!(s.len(), 50);
+}
+
+#[test]
+fn an_ended_session_computes_nothing_more() {
+    let model = model(vec![]);
+    let mut s = session(&model);
+    s.prefill(&ids(20, 1), &mut quiet()).unwrap();
+    s.cancel_handle().end();
+    for _ in 0..2 {
+        assert!(matches!(s.prefill(&ids(20, 1), &mut quiet()), Err(Error::Cancelled)));
+    }
+    assert_eq!(s.len(), 20);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_empty_file_that_a_killed_process_left_is_taken_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    std::fs::write(&path, b"").unwrap();
+    let mut m = Memory::create(&path, geometry(Codec::F16), fingerprint()).unwrap();
+    append(&mut m, &ids_of(&[0..29]), None);
+    m.commit().unwrap();
+    assert!(Memory::create(&path, geometry(Codec::F16), fingerprint()).is_err());
+    drop(m);
+    assert!(Memory::create(&path, geometry(Codec::F16), fingerprint()).is_err());
+    assert_eq!(Memory::open(&path, None).unwrap().len(), 29);
+    let other = dir.path().join("letter.txt");
+    std::fs::write(&other, b"Dear").unwrap();
+    assert!(Memory::create(&other, geometry(Codec::F16), fingerprint()).is_err());
+    assert_eq!(std::fs::read(&other).unwrap(), b"Dear");
+}
+
+/// Space that a document did not need goes back with its end, where the file system reserves at all.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_document_that_was_given_up_keeps_no_space() {
+    use std::os::unix::fs::MetadataExt;
+    let model = model(vec![]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.lmem");
+    let memory = shared(Memory::create(&path, model.memory_geometry(), model.fingerprint().clone()).unwrap());
+    let allocated = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    let (before, mut during) = (allocated(), 0);
+    let stopped = session(&model).remember(&memory, &ids(20_000, 1), None, &mut |_, _| {
+        during = allocated();
+        Break(())
+    });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    let (after, len) = (allocated(), std::fs::metadata(&path).unwrap().len());
+    assert!(after <= len.next_multiple_of(4096) + (64 << 10), "{after} bytes allocated of {len}; {before} before, {during} meanwhile");
 }
 
 #[test]

@@ -24,6 +24,10 @@ pub trait Storage: Send + Sync {
         let _ = (offset, len);
         Ok(())
     }
+    /// Gives back what was reserved behind the end and is not written, as far as the system can: for what turned out not to be needed.
+    fn release(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// Returns only when everything written so far would survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
     /// Asks the system to read these bytes ahead, and returns at once: a hint. False if it cannot be asked so.
@@ -135,6 +139,29 @@ impl FileStorage {
         Err(Error::Busy(format!("{} is being replaced again and again", path.display())))
     }
 
+    /// [`FileStorage::create_like`] at a name where only one who writes at a time has a file, locked: what is there without a lock was left
+    /// by a crash, and goes. Whoever has the lock may move the file away or remove it, and nobody else.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another one has it.
+    pub fn create_alone(path: &Path, other: &Path) -> Result<FileStorage> {
+        match FileStorage::open_to_write(path) {
+            // Ours by its lock, until it is dropped.
+            Ok(_left) => std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))?,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        let storage = match FileStorage::create_like(path, other) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::Busy(format!("{} is being written by another process", path.display())));
+            }
+            created => created?,
+        };
+        // Whoever comes between takes it for one that was left.
+        storage.try_lock()?;
+        Ok(storage)
+    }
+
     /// Makes the file's name durable (a new file's directory entry is not covered by the file's own sync).
     pub fn sync_directory(&self) -> Result<()> {
         FileStorage::sync_directory_of(&self.path)
@@ -242,12 +269,21 @@ impl Storage for FileStorage {
         use rustix::io::Errno;
         loop {
             match fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
-                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(e.into()),
+                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                    // Some file systems keep what they found until then: the disk would stay full, of nothing.
+                    let _ = self.release();
+                    return Err(e.into());
+                }
                 Err(Errno::INTR) => {}
                 // Reserved, or a file system that does not know how: its writes will tell.
                 _ => return Ok(()),
             }
         }
+    }
+    /// What lies behind the length goes when the length is set, to what it is.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn release(&mut self) -> io::Result<()> {
+        self.file.set_len(self.file.metadata()?.len())
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn will_need(&self, offset: u64, len: u64) -> bool {

@@ -90,7 +90,12 @@ impl Memory {
     pub fn finish(&mut self) -> Result<()> {
         let Some(log) = &mut self.log else { return self.commit() };
         log.active = false;
-        self.commit()?;
+        let committed = self.commit();
+        // What was reserved for a document that was given up would stay the file's.
+        if let Some(store) = &mut self.store {
+            store.release();
+        }
+        committed?;
         self.log.as_mut().map_or(Ok(()), TokenLog::clear)
     }
 

@@ -33,11 +33,11 @@ impl Memory {
         head.extend(forgotten.iter().flat_map(|x| x.to_le_bytes()));
         let pending = self.pending();
         head.extend((pending.tokens.len() as u64).to_le_bytes());
-        head.extend(pending.tokens.iter().flat_map(|t| t.to_le_bytes()));
-        let spans = encode_spans(&pending.spans, 0)?;
-        head.extend((spans.len() as u64).to_le_bytes());
-        head.extend(spans);
         put(&head)?;
+        pending.tokens.iter().try_for_each(|t| put(&t.to_le_bytes()))?;
+        let spans = encode_spans(&pending.spans, 0)?;
+        put(&(spans.len() as u64).to_le_bytes())?;
+        put(&spans)?;
         pending.blocks.iter().try_for_each(|block| put(block.bytes()))
     }
 

@@ -98,8 +98,10 @@ impl TokenLog {
                 cleared.map_err(|source| Error::Io { what: "clear the token log".into(), source })
             }
             Place::Path(path) => match std::fs::remove_file(&*path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-                _ => Ok(()),
+                // Or a power cut brings it back, and with it a document that was given up.
+                Ok(()) => FileStorage::sync_directory_of(path),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(Error::io("remove", path, e)),
             },
         }
     }

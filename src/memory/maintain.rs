@@ -96,11 +96,11 @@ impl Memory {
         let Some(store) = &mut self.store else { return Ok(0) };
         let mut healed = store.heal_pages()?;
         for i in 0..store.segments.len() {
-            let segment = &store.segments[i];
-            if segment.lost {
-                continue;
-            }
             for section in [Section::ExtentCrcs, Section::Index] {
+                let segment = &store.segments[i];
+                if segment.lost {
+                    break;
+                }
                 let (at, len) = segment.layout.sections[section as usize];
                 let mut found: Vec<u8> = try_zeroed("a section of a memory file", len as usize)?;
                 super::segment::read(&*store.storage, &mut found, segment.offset + at)?;
@@ -117,7 +117,6 @@ impl Memory {
                     store.segments[i].groups = Default::default();
                     healed += 1;
                 }
-                break; // the store has changed hands; a second damage is found by the next call
             }
         }
         Ok(healed)

@@ -58,18 +58,24 @@ impl Memory {
         Ok(Memory::new(geometry, fingerprint, None))
     }
 
-    /// Creates a new file, durably, and opens it for writing; fails if there is one already.
+    /// Creates a new file, durably, and opens it for writing; fails if there is one already. An empty one is taken: that is what a process
+    /// that was killed here leaves.
     pub fn create(path: &Path, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
         geometry.validate()?;
         fingerprint.validate()?;
-        Memory::create_in(FileStorage::create(path)?, geometry, fingerprint)
+        let file = FileStorage::create(path).or_else(|e| match FileStorage::open_to_write(path) {
+            Ok(left) if left.file().metadata().is_ok_and(|m| m.is_file() && m.len() == 0) => Ok(left),
+            _ => Err(e),
+        })?;
+        Memory::create_in(file, geometry, fingerprint)
     }
 
     /// The same in a new, empty file.
     pub(super) fn create_in(file: FileStorage, geometry: Geometry, fingerprint: Fingerprint) -> Result<Memory> {
         let path = FileStorage::real_path(file.path());
-        let made =
-            file.try_lock().and_then(|()| file.sync_directory()).and_then(|()| Memory::create_on(Box::new(file), geometry, fingerprint));
+        // Without the lock it is not ours to remove.
+        file.try_lock()?;
+        let made = file.sync_directory().and_then(|()| Memory::create_on(Box::new(file), geometry, fingerprint));
         if made.is_err() {
             // It is ours, and nothing was promised about it.
             let _ = std::fs::remove_file(&path);

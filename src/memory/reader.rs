@@ -80,8 +80,8 @@ impl Memory {
             for segment in &store.segments {
                 let at = segment.offset + segment.layout.sections[Section::Spans as usize].0;
                 let before = out.len();
-                let read = store.section(segment, Section::Spans);
-                let read = read.and_then(|bytes| parse_spans(bytes, at, &segment.header, |span| out.push(span)));
+                let read = segment.read_section(&*store.storage, Section::Spans);
+                let read = read.and_then(|bytes| parse_spans(&bytes, at, &segment.header, |span| out.push(span)));
                 if let Err(damage) = store.or_skip(segment, Section::Spans, read)? {
                     out.truncate(before);
                     gaps.push((segment.tokens(), damage));

@@ -105,6 +105,17 @@ impl Segment {
         Ok(bytes)
     }
 
+    /// A copy of a section, compared with its checksum, and not through a map: a file that is cut short meanwhile is an error.
+    pub fn read_section(&self, storage: &dyn Storage, section: Section) -> Result<Vec<u8>> {
+        self.not_lost()?;
+        not_truncated(storage, self.end())?;
+        let (at, len) = self.layout.sections[section as usize];
+        let mut bytes = try_zeroed("a section of a memory file", len as usize)?;
+        read(storage, &mut bytes, self.offset + at)?;
+        self.check_section(section, &bytes)?;
+        Ok(bytes)
+    }
+
     /// True if the section was found right.
     pub fn is_checked(&self, section: Section) -> bool {
         self.sections_checked.load(Relaxed) & (1 << section as u8) != 0

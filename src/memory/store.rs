@@ -316,6 +316,13 @@ impl Store {
         reserved.map_err(|source| Error::Io { what: format!("reserve {bytes} bytes for the memory file"), source })
     }
 
+    /// Gives back what [`Store::reserve`] has and nothing was written to.
+    pub fn release(&mut self) {
+        if let Err(e) = self.storage.release() {
+            log::debug!("space reserved for the memory file stays reserved: {e}");
+        }
+    }
+
     /// Writes a damaged extent anew if `bytes` are what it held: what was acknowledged is not changed, it is brought back.
     pub fn heal(&mut self, offset: u64, bytes: &[u8], recorded: u32) -> Result<bool> {
         self.writable()?;

@@ -123,13 +123,14 @@ impl Session {
         let mut skip = 0;
         let mut at = done;
         if !is_fot && done > 0 {
-            let sinks = self.recall.sinks_wanted().min(done);
+            skip = (window - leaving).min(done);
+            at -= skip;
+            // Those that come again anyway become sinks when they leave.
+            let sinks = self.recall.sinks_wanted().min(at);
             if sinks > 0 {
                 self.compute(&tokens[..sinks], Outputs::Memory, visible)?;
                 self.evict_to(sinks, &mut |_, _, _, _| Ok(()))?;
             }
-            skip = (window - leaving).min(done);
-            at -= skip;
         }
         let mut take = |pass: &Pass<'_>, model: &Model, tokens: &[u32], layers: &[LayerKv<'_>]| {
             let from = skip.min(tokens.len());
@@ -158,7 +159,7 @@ impl Session {
             self.counters.prefill_tokens += n as u64;
             self.counters.prefill_seconds += start.elapsed().as_secs_f64();
             at += n;
-            if at > done && progress(at, tokens.len()).is_break() {
+            if at > done && progress(at, tokens.len()).is_break() && at < tokens.len() {
                 self.evict_to(self.window.len(), &mut take)?;
                 return Err(Error::Cancelled);
             }
@@ -175,14 +176,7 @@ impl Session {
     pub fn repair(&mut self, memory: &SharedMemory, progress: Progress<'_>) -> Result<Repair> {
         self.begin_call();
         self.check_memory(&read(memory))?;
-        let mut done = Repair::default();
-        loop {
-            let healed = write(memory).heal_sections()?;
-            done.sections += healed;
-            if healed == 0 {
-                break;
-            }
-        }
+        let mut done = Repair { sections: heal_sections(memory)?, ..Repair::default() };
         done.lost = self.verify(memory)?;
         let documents = documents(memory)?;
         for document in documents {
@@ -198,6 +192,14 @@ impl Session {
             wanted.dedup_by_key(|w| w.0);
             if !wanted.is_empty() {
                 self.repair_document(memory, document, &wanted, &mut done, progress)?;
+            }
+        }
+        // What follows from keys follows from those that were brought back, too.
+        if done.extents > 0 {
+            let healed = heal_sections(memory)?;
+            done.sections += healed;
+            if healed > 0 {
+                done.lost = self.verify(memory)?;
             }
         }
         Ok(done)
@@ -235,7 +237,10 @@ impl Session {
         self.check_tokens(&tokens)?;
         self.reset();
         let attached = std::mem::take(&mut self.attached);
-        let (geometry, fingerprint) = (read(memory).geometry().clone(), read(memory).fingerprint().clone());
+        let (geometry, fingerprint) = {
+            let memory = read(memory);
+            (memory.geometry().clone(), memory.fingerprint().clone())
+        };
         let again: SharedMemory = Arc::new(RwLock::new(Memory::in_ram(geometry, fingerprint)?));
         let visible = if self.model.hparams().fot.is_some() { vec![again.clone()] } else { Vec::new() };
         let mut at = document.start;
@@ -267,6 +272,17 @@ impl Session {
         self.attached = attached;
         self.reset();
         result
+    }
+}
+
+/// Heals sections until there is no more that can be: each may be what another follows from.
+fn heal_sections(memory: &SharedMemory) -> Result<usize> {
+    let mut all = 0;
+    loop {
+        match write(memory).heal_sections()? {
+            0 => return Ok(all),
+            healed => all += healed,
+        }
     }
 }
 

@@ -94,7 +94,8 @@ impl Remember {
     }
 
     fn open(&self, model: &Model) -> Result<Memory, Failure> {
-        if !self.memory.exists() {
+        // An empty one was left by a process that was killed before it had written a byte.
+        if std::fs::metadata(&self.memory).map_or(true, |m| m.is_file() && m.len() == 0) {
             let geometry = model.memory_geometry();
             let codec = self.codec.unwrap_or(geometry.codec);
             return Ok(Memory::create(&self.memory, Geometry { codec, ..geometry }, model.fingerprint().clone())?);
@@ -253,13 +254,15 @@ impl Recall {
         tokens.extend(model.tokenizer().encode(&self.begin, false, false));
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
-        run::prefill(&mut session, &tokens, "reading")?;
         let json = self.json;
-        if !json {
-            output::print(&self.begin)?;
-        }
-        let mut answer =
-            run::generate(&mut session, self.answer.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })?;
+        // One call: a Ctrl-C in the last of the prompt ends the answer too.
+        let mut answer = session.as_one_call(|session| {
+            run::prefill(session, &tokens, "reading")?;
+            if !json {
+                output::print(&self.begin)?;
+            }
+            run::generate(session, self.answer.length.options(), &mut |text| if json { Ok(()) } else { output::print(text) })
+        })?;
         answer.text.insert_str(0, &self.begin);
         let passages: Vec<Passage> = session.passages()?.into_iter().take(self.passages).collect();
         let texts = passages.iter().map(|p| snippet(&session, &memories, p)).collect::<Result<Vec<_>, _>>()?;
