@@ -168,7 +168,8 @@ typedef int32_t loci_log_level;
 #define LOCI_LOG_TRACE 5
 
 /* target names the part of the library that speaks. Both strings are valid until the callback returns. Called from any thread, by
- * several at once. A message that arises while a callback of the same thread runs is dropped. */
+ * several at once. A message that arises while a callback of the same thread runs is dropped. The callback must not call
+ * loci_session_* or loci_memory_*: the library may hold, on this thread, the lock that they would wait for. */
 typedef void (*loci_log_fn)(void *user, loci_log_level level, const char *target, const char *message);
 
 /* Sends messages of this level and above to fn; a NULL fn, or LOCI_LOG_OFF, switches off. When it returns, no callback of the fn
@@ -414,7 +415,8 @@ typedef struct loci_session_stats {
     double resting_seconds;         /* of rest that loci_session_set_duty() asked for, within those of prefill and decode */
 } loci_session_stats;
 
-/* done of total tokens are computed; not 0 stops with LOCI_CANCELLED. */
+/* done of total tokens are computed; not 0 stops with LOCI_CANCELLED. Where done is total, prefill, prompt and remember are finished and
+ * return LOCI_OK. */
 typedef int32_t (*loci_progress_fn)(void *user, uint64_t done, uint64_t total);
 
 /* A piece of an answer; not 0 stops with LOCI_FINISH_CALLBACK. */
@@ -588,7 +590,7 @@ typedef struct loci_passage {
     float score;          /* larger was wanted more */
 } loci_passage;
 
-/* A new memory for this model; LOCI_IO if the file exists. */
+/* A new memory for this model; LOCI_IO if the file exists and is not empty. */
 LOCI_API loci_status loci_memory_create(const loci_model *model, const char *path, loci_memory **out);
 
 /* The same with options (NULL: the defaults); with a path of NULL, without a file. */
@@ -672,7 +674,7 @@ LOCI_API loci_status loci_session_passage(loci_session *session, size_t index, l
 
 /* Saves the whole session to a file, in the place of what is there: a crash leaves the old file or the new. A generation that is under
  * way is not part of it; start another one after loading, it goes on from the same token. Memories on files are named in it, not
- * copied: LOCI_INVALID_ARGUMENT if one of them has tokens that are not committed. */
+ * copied: LOCI_INVALID_ARGUMENT if one of them has tokens that are not committed. LOCI_BUSY while somebody else saves to this path. */
 LOCI_API loci_status loci_session_save(loci_session *session, const char *path);
 
 /* The session that was saved, of the same model; it goes on as the one that was saved would have. The memories that it had attached are

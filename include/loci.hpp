@@ -109,7 +109,7 @@ struct Guarded {
 
 } // namespace detail
 
-// false stops the work, which then throws Error with LOCI_CANCELLED.
+// false stops the work, which then throws Error with LOCI_CANCELLED, unless that was its last report.
 using Progress = std::function<bool(std::uint64_t done, std::uint64_t total)>;
 // false ends the answer with LOCI_FINISH_CALLBACK.
 using OnText = std::function<bool(std::string_view text)>;

@@ -245,6 +245,36 @@ fn what_does_not_belong_together_is_refused() {
     s.save(&path).unwrap();
 }
 
+/// Prefill by the reference's rule takes windows longer than the context that was asked for.
+#[test]
+fn a_window_that_the_reference_made_longer_is_loaded_again() {
+    let model = model(vec![0, 2]);
+    let dump = SessionOptions { overflow: Some(Overflow::DumpAll), last_context_length: 200, ..options() };
+    let mut s = Session::new(model, dump).unwrap();
+    s.prefill(&ids(10, 1), &mut |_, _| Continue(())).unwrap();
+    let mut twin = s.fork().unwrap();
+    assert!(next(&mut twin, 20) == next(&mut s, 20));
+}
+
+#[test]
+fn two_do_not_save_to_one_place_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chat.locis");
+    let mut s = Session::new(model(vec![]), options()).unwrap();
+    s.prefill(&ids(10, 1), &mut |_, _| Continue(())).unwrap();
+    s.save(&path).unwrap();
+    let (whole, new) = (std::fs::read(&path).unwrap(), dir.path().join("chat.locis.saving"));
+    // Somebody else's, who is at it.
+    let other = loci::bytes::FileStorage::create_alone(&new, &path).unwrap();
+    s.prefill(&ids(10, 2), &mut |_, _| Continue(())).unwrap();
+    assert!(matches!(s.save(&path), Err(Error::Busy(_))));
+    assert!(std::fs::read(&path).unwrap() == whole && new.exists());
+    // Who is gone has left it behind.
+    drop(other);
+    s.save(&path).unwrap();
+    assert!(std::fs::read(&path).unwrap() != whole && !new.exists());
+}
+
 #[test]
 fn a_fork_goes_on_by_itself() {
     for layers in [vec![], vec![0, 2]] {

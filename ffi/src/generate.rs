@@ -32,7 +32,7 @@ fn not_empty(session: &Session) -> Outcome {
 /// What the engine says of a session that is not where the call wants it.
 fn state(e: engine::Error) -> Fail {
     match e {
-        engine::Error::Argument { name: "generation" | "logits", .. } => Fail { status: LOCI_STATE, ..e.into() },
+        engine::Error::Argument { name: "generation" | "prefill", .. } => Fail { status: LOCI_STATE, ..e.into() },
         e => e.into(),
     }
 }

@@ -1,7 +1,7 @@
 //! The log: whatever the library has to say goes to one callback, or nowhere.
 #![allow(unsafe_code)]
 
-use crate::guard::guard;
+use crate::guard::{callback, guard};
 use crate::status::{Fail, c_string};
 use crate::types::*;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -41,7 +41,7 @@ impl Log for Logger {
                 let message = c_string(record.args().to_string());
                 let user = std::ptr::with_exposed_provenance_mut(sink.user);
                 // SAFETY: the function that the caller gave, called as the header says.
-                unsafe { (sink.function)(user, record.level() as i32, target.as_ptr(), message.as_ptr()) };
+                callback(|| unsafe { (sink.function)(user, record.level() as i32, target.as_ptr(), message.as_ptr()) });
             }
         }
         let _ = SPEAKING.try_with(|s| s.set(false));

@@ -104,8 +104,8 @@ pub unsafe extern "C" fn loci_session_new(
 pub extern "C" fn loci_session_free(session: *mut loci_session) {
     guard_always(|| {
         if let Some(object) = registry::release::<SessionObject>(session) {
-            // A call in progress ends soon, and drops the session when it does.
-            object.cancel.cancel();
+            // A call in progress ends soon, also one that is only about to begin, and drops the session when it does.
+            object.cancel.end();
         }
         Ok(())
     });
@@ -311,9 +311,11 @@ pub unsafe extern "C" fn loci_session_log_probability(session: *mut loci_session
     guard(|| {
         let out = Out::new("out", out)?;
         let value = with(session, |s| {
-            let vocab = logits(s)?.len();
-            let outside = || Fail::argument("token", format!("0 to {}", vocab.saturating_sub(1)), token);
-            u32::try_from(token).ok().and_then(|t| s.session.log_probability(t)).ok_or_else(outside)
+            let logits = logits(s)?;
+            match u32::try_from(token).ok().filter(|t| (*t as usize) < logits.len()) {
+                Some(token) => Ok(engine::sampler::log_probability(logits, token)? as f32),
+                None => Err(Fail::argument("token", format!("0 to {}", logits.len().saturating_sub(1)), token)),
+            }
         })?;
         // SAFETY: as the header demands of the caller.
         unsafe { out.write(value) };

@@ -75,6 +75,8 @@ pub unsafe extern "C" fn loci_model_detokenize(
         let special = args::flags(flags, LOCI_PRINT_SPECIAL)? != 0;
         let buffer = Buffer::new(buffer, capacity, length)?;
         known(&m.model, tokens)?;
+        // The bytes, and as text: three for each that is none.
+        engine::error::check_room("the text of tokens", m.model.tokenizer().decoding_bytes(tokens).saturating_mul(4))?;
         let bytes = m.model.tokenizer().decode(tokens, special);
         buffer.write_text(String::from_utf8_lossy(&bytes).as_bytes())
     })

@@ -38,9 +38,9 @@ impl LayerShape {
         self.heads_kv * self.tile(kv).bytes()
     }
 
-    /// Bytes of the tiles of `tokens` tokens.
+    /// Bytes of the tiles of `tokens` tokens; more than any allocator has, if that is more than can be counted.
     fn bytes(&self, kv: KvType, tokens: usize) -> usize {
-        tokens.div_ceil(TILE_TOKENS) * self.stride(kv)
+        tokens.div_ceil(TILE_TOKENS).saturating_mul(self.stride(kv))
     }
 }
 
@@ -117,8 +117,8 @@ impl Window {
     }
 
     /// Bytes of a window of these layers that is full.
-    pub fn bytes_full(shapes: &[LayerShape], kv: KvType, capacity: usize) -> usize {
-        shapes.iter().map(|s| s.bytes(kv, capacity)).sum()
+    pub fn bytes_full(shapes: &[LayerShape], kv: KvType, capacity: usize) -> u64 {
+        shapes.iter().map(|s| s.bytes(kv, capacity) as u64).sum()
     }
 
     /// Gives back room that is not in use.

@@ -64,10 +64,11 @@ impl Scratch {
     }
 
     /// Bytes that a batch of `n` tokens takes, all buffers together, with one row of logits.
-    pub fn bytes_for(h: &Hparams, n: usize, vocab: usize) -> usize {
+    pub fn bytes_for(h: &Hparams, n: usize, vocab: usize) -> u64 {
         let widest = h.embedding_length.max(h.feed_forward_length).max(h.head_count * h.value_length);
         let angles = 3 * n * (h.key_length / 2) * 2;
-        4 * (Scratch::lengths(h, n, 1, vocab).iter().sum::<usize>() + angles) + n * Activations::bytes_per_row(widest)
+        let floats = Scratch::lengths(h, n, 1, vocab).into_iter().chain([angles]).map(|len| len as u64).sum::<u64>();
+        4 * floats + n as u64 * Activations::bytes_per_row(widest) as u64
     }
 
     /// Bytes held.

@@ -3,7 +3,7 @@
 //! log p(i) = x(i) - max - ln(sum(exp(x(j) - max))), in f64 throughout. Invariants: NaN counts as `-inf`, `+inf` as the largest
 //! finite logit, so no result is NaN; a row with nothing above `-inf` is an error.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_with_capacity};
 use std::cmp::Ordering;
 
 /// A logit as the sums see it.
@@ -46,7 +46,8 @@ pub fn log_softmax(logits: &[f32], out: &mut [f32]) -> Result<()> {
 /// The `n` most probable tokens (all, if the row has fewer) with their log-probabilities, best first, equal ones by id.
 pub fn top_log_probabilities(logits: &[f32], n: usize) -> Result<Vec<(u32, f64)>> {
     let log_sum = log_sum_exp(logits)?;
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let mut ids: Vec<u32> = try_with_capacity("candidates", logits.len())?;
+    ids.extend(0..logits.len() as u32);
     let order = |a: &u32, b: &u32| {
         let [x, y] = [a, b].map(|&id| clean(logits[id as usize]));
         y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(b))

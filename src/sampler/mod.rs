@@ -189,7 +189,7 @@ impl Sampler {
                 None => return Err(Error::argument("logit_bias", format!("ids below {}", row.len()), id)),
             }
         }
-        self.history.penalise(&mut self.logits, o.repetition_penalty, o.presence_penalty, o.frequency_penalty);
+        self.history.penalise(&mut self.logits, o.repetition_penalty, o.presence_penalty, o.frequency_penalty)?;
 
         let candidates = &mut self.candidates;
         let keep = if o.temperature == 0.0 { 1 } else { o.top_k };

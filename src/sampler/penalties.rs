@@ -3,6 +3,7 @@
 //!
 //! Invariants: the history holds at most `limit` tokens, oldest first; `counts` is all zero between calls.
 
+use crate::error::{Result, try_grow};
 use std::collections::VecDeque;
 
 /// The tokens the penalties look back at.
@@ -44,13 +45,11 @@ impl History {
 
     /// Changes the logits of the tokens seen, each once. Two passes over the history and none over the vocabulary: the first counts,
     /// the second applies and takes the count away again. Ids outside the row are nobody's.
-    pub fn penalise(&mut self, logits: &mut [f32], repetition: f32, presence: f32, frequency: f32) {
+    pub fn penalise(&mut self, logits: &mut [f32], repetition: f32, presence: f32, frequency: f32) -> Result<()> {
         if self.tokens.is_empty() || (repetition == 1.0 && presence == 0.0 && frequency == 0.0) {
-            return;
+            return Ok(());
         }
-        if self.counts.len() < logits.len() {
-            self.counts.resize(logits.len(), 0);
-        }
+        try_grow(&mut self.counts, "counts of tokens", logits.len())?;
         for &token in &self.tokens {
             if let Some(count) = self.counts.get_mut(token as usize) {
                 *count += 1;
@@ -67,5 +66,6 @@ impl History {
                 *logit -= seen as f32 * frequency + presence;
             }
         }
+        Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use super::memories::Readers;
 use super::{Overflow, Progress, Session, SharedMemory};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_reserve};
+use crate::model::Fot;
 use crate::model::forward::{Context, Outputs, forward};
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -182,6 +183,7 @@ impl Session {
     }
 
     fn pass(&mut self, tokens: &[u32], outputs: Outputs<'_>, memories: &[SharedMemory]) -> Result<()> {
+        try_reserve(&mut self.tokens, "the tokens of a session", tokens.len())?;
         let readers = Readers::lock(memories);
         let memories = readers.list();
         memories.iter().try_for_each(|m| m.check_length())?;
@@ -227,10 +229,9 @@ impl Session {
             return Err(Error::argument("keep_local", "true while tokens are local", "false"));
         }
         let length = fot.window_length;
-        let last = if call.last_context_length == 0 { fot.last_context_length } else { call.last_context_length };
+        let last = last_window(fot, call.last_context_length);
         let prefix = tokens.len().saturating_sub(last);
-        // The reference does not bound its last window by the window length.
-        self.window.raise_capacity(last.max(length));
+        self.window.raise_capacity(self.reference_capacity(call.last_context_length));
         let mut start = 0;
         while start < tokens.len() {
             let end = if start < prefix { (start + length).min(prefix) } else { tokens.len() };
@@ -242,6 +243,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Tokens that windows of the reference may take: it does not bound its last one by the window length. 0 for ordinary models.
+    pub(super) fn reference_capacity(&self, last_context_length: usize) -> usize {
+        self.model.hparams().fot.as_ref().map_or(0, |fot| fot.window_length.max(last_window(fot, last_context_length)))
     }
 
     /// One window: makes room by dumping everything if it must, computes, and moves to memory what is not to stay.
@@ -268,4 +274,9 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Tokens of the last window of a call, if so many are asked for; 0 takes the model's.
+fn last_window(fot: &Fot, asked: usize) -> usize {
+    if asked == 0 { fot.last_context_length } else { asked }
 }

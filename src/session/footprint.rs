@@ -57,8 +57,8 @@ impl Session {
         Ok(Estimate {
             file_bytes: file,
             model_bytes: held + model.tokenizer().heap_bytes() as u64 + PROCESS_BYTES,
-            context_bytes: Window::bytes_full(&super::layer_shapes(h), options.kv_type, context) as u64,
-            scratch_bytes: Scratch::bytes_for(h, batch, model.vocab_len()) as u64 + threads as u64 * THREAD_BYTES,
+            context_bytes: Window::bytes_full(&super::layer_shapes(h), options.kv_type, context),
+            scratch_bytes: Scratch::bytes_for(h, batch, model.vocab_len()) + threads as u64 * THREAD_BYTES,
             memory_bytes: memory as u64,
         })
     }
@@ -66,10 +66,13 @@ impl Session {
     /// Gives back what can be had again: buffers of batches, room in the context that is not used. The context itself and the logits stay;
     /// the next call allocates anew. For memory-pressure callbacks, beside [`Model::trim`].
     pub fn trim(&mut self) {
-        let logits = self.logits().map(<[f32]>::to_vec);
-        self.scratch = Scratch::default();
-        if let Some(logits) = logits {
-            self.scratch.logits = logits;
+        let row = self.logits_row();
+        let scratch = std::mem::take(&mut self.scratch);
+        if let Some(row) = row {
+            // In place: there may be no room for a copy when this is called.
+            self.scratch.logits = scratch.logits;
+            self.scratch.logits.truncate(row.end);
+            self.scratch.logits.shrink_to_fit();
         }
         self.window.shrink();
         self.recall.trim();

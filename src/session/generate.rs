@@ -212,7 +212,7 @@ impl Generation {
 }
 
 fn no_logits() -> Error {
-    Error::argument("logits", "those of a prefill that ran to its end", "none")
+    Error::argument("prefill", "one that ran to its end", "none")
 }
 
 /// Length of the longest end of `text` that `stop` begins with (less than the whole of `stop`).

@@ -126,6 +126,11 @@ impl Session {
 
     /// Moves the `n` oldest entries of the window into the session's own memory.
     pub(super) fn evict(&mut self, n: usize) -> Result<()> {
+        if self.model.hparams().memory_layers.is_empty() {
+            // Nothing of it would be stored.
+            self.window.evict(n.min(self.window.len()));
+            return Ok(());
+        }
         let memory = match &self.overflow {
             Some(m) => m.clone(),
             None => {

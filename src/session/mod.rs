@@ -104,29 +104,49 @@ impl Default for SessionOptions {
 
 /// Cancels a session's work from any thread. Clone freely.
 #[derive(Clone, Debug, Default)]
-pub struct CancelHandle(Arc<AtomicBool>);
+pub struct CancelHandle(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    /// What a layer looks at.
+    cancelled: AtomicBool,
+    /// Never taken back.
+    ended: AtomicBool,
+}
 
 impl CancelHandle {
     fn flag(&self) -> &AtomicBool {
-        &self.0
+        &self.0.cancelled
     }
 
     fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.take();
     }
 
     fn is_cancelled(&self) -> bool {
         self.flag().load(Ordering::Relaxed)
     }
 
-    /// Takes a cancellation that has come in, if one has.
+    /// Takes a cancellation that has come in, if one has; for good, none is taken back.
     fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        // In this order, and the other way round in `end`: whichever comes first, the flag is up afterwards.
+        let cancelled = self.flag().swap(false, Ordering::SeqCst);
+        let ended = self.0.ended.load(Ordering::SeqCst);
+        if ended {
+            self.cancel();
+        }
+        cancelled || ended
+    }
+
+    /// As [`CancelHandle::cancel`], for good: every later call ends as soon as it has begun.
+    pub fn end(&self) {
+        self.0.ended.store(true, Ordering::SeqCst);
+        self.flag().store(true, Ordering::SeqCst);
     }
 
     /// The work in progress stops within one layer; the next call, or [`Session::as_one_call`], starts afresh.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag().store(true, Ordering::Relaxed);
     }
 }
 

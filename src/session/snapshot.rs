@@ -9,10 +9,10 @@ use super::memories::read;
 use super::options::{read_options, write_options};
 use super::{Session, SharedMemory};
 use crate::bytes::{Cursor, FileStorage, Map};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_reserve};
 use crate::memory::Memory;
 use crate::model::Model;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -46,7 +46,10 @@ impl<W: Write> Out<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         self.len += bytes.len() as u64;
-        self.to.write_all(bytes).map_err(|source| Error::Io { what: "write the session snapshot".into(), source })
+        self.to.write_all(bytes).map_err(|source| match source.kind() {
+            ErrorKind::OutOfMemory => Error::OutOfMemory { what: "a copy of the session", bytes: self.len },
+            _ => Error::Io { what: "write the session snapshot".into(), source },
+        })
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
@@ -61,19 +64,37 @@ impl<W: Write> Out<W> {
     }
 }
 
+/// A copy in RAM, which says so where there is no more of it.
+struct Copy(Vec<u8>);
+
+impl Write for Copy {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.try_reserve(bytes.len())?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Session {
     /// Saves the session to `path`, in the place of what is there. A generation that is under way is not part of it: after
     /// [`Session::load`] another one goes on from the same token.
     ///
     /// # Errors
-    /// [`Error::Argument`] if an attached memory has tokens that are not committed; [`Error::Io`], and then what was at `path` before is
+    /// [`Error::Argument`] if an attached memory has tokens that are not committed; [`Error::Busy`] while somebody else saves to this path;
+    /// [`Error::Io`], and then what was at `path` before is
     /// still there.
     pub fn save(&self, path: &Path) -> Result<()> {
         let path = &FileStorage::real_path(path);
         let mut name = path.as_os_str().to_owned();
         name.push(".saving");
         let new = PathBuf::from(name);
-        let saved = self.save_to(&new, path).and_then(|()| {
+        // Locked until it has its name, or is gone.
+        let file = FileStorage::create_alone(&new, path)?;
+        let saved = self.save_to(&file, &new).and_then(|()| {
             std::fs::rename(&new, path).map_err(|e| Error::io("rename", &new, e))?;
             FileStorage::sync_directory_of(path)
         });
@@ -83,12 +104,7 @@ impl Session {
         saved
     }
 
-    fn save_to(&self, path: &Path, place: &Path) -> Result<()> {
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
-            _ => {}
-        }
-        let file = FileStorage::create_like(path, place)?;
+    fn save_to(&self, file: &FileStorage, path: &Path) -> Result<()> {
         let mut out = Out::new(BufWriter::with_capacity(WRITTEN_AT_ONCE, file.file()));
         self.write(&mut out, &mut put_memory)?;
         let io = |e| Error::io("write", path, e);
@@ -101,10 +117,10 @@ impl Session {
     /// # Errors
     /// [`Error::OutOfMemory`] if there is no room for a second context; as for [`Session::new`].
     pub fn fork(&self) -> Result<Session> {
-        let mut out = Out::new(Vec::new());
+        let mut out = Out::new(Copy(Vec::new()));
         // The context is copied once more on the way.
         let room = self.window.bytes() + 4 * (self.tokens.len() + self.model.vocab_len());
-        out.to.try_reserve(room).map_err(|_| Error::OutOfMemory { what: "a forked session", bytes: room as u64 })?;
+        out.to.0.try_reserve(room).map_err(|_| Error::OutOfMemory { what: "a forked session", bytes: room as u64 })?;
         // Attached memories go from hand to hand; only what this session alone holds is written out.
         let attached = self.attached.clone();
         let mut held = 0;
@@ -112,7 +128,7 @@ impl Session {
             held += 1;
             if held <= attached.len() { out.put(&SHARED.to_le_bytes()) } else { put_memory(memory, out) }
         })?;
-        let mut forked = Session::restore(self.model.clone(), check(&out.to)?, &attached, true)?;
+        let mut forked = Session::restore(self.model.clone(), check(&out.to.0)?, &attached, true)?;
         forked.set_duty(self.duty())?;
         Ok(forked)
     }
@@ -179,7 +195,9 @@ impl Session {
         let mut s = Session::new(model, read_options(&mut options)?)?;
 
         let len = c.count("tokens", 1)?;
-        s.tokens = c.take("tokens", len)?.as_chunks().0.iter().map(|t| u32::from_le_bytes(*t)).collect();
+        let tokens = c.take("tokens", len)?.as_chunks().0;
+        try_reserve(&mut s.tokens, "the tokens of a session", tokens.len())?;
+        s.tokens.extend(tokens.iter().map(|t| u32::from_le_bytes(*t)));
         s.check_tokens(&s.tokens)?;
         let at = c.offset();
         s.pending = match (c.u32("pending")?, s.tokens.is_empty()) {
@@ -198,7 +216,8 @@ impl Session {
             if len != 4 * s.model.vocab_len() || s.tokens.is_empty() {
                 return Err(c.error_at(at, "logits", format!("{} bytes, or none", 4 * s.model.vocab_len()), len));
             }
-            s.scratch.logits = logits.collect();
+            try_reserve(&mut s.scratch.logits, "logits", logits.len())?;
+            s.scratch.logits.extend(logits);
         }
         let (attached, overflow) = (c.count("attached memories", 1)?, c.count("own memories", 1)?);
         for i in 0..attached {
@@ -215,6 +234,9 @@ impl Session {
         let mut state = Cursor::with_base(FILE, c.take("retrieval", len)?, base);
         let blocks: Vec<usize> = s.memories().map(|m| read(m).blocks()).collect();
         s.recall.restore(s.model.hparams(), &blocks, &mut state)?;
+        if state.remaining() > 0 {
+            return Err(state.error("retrieval", "its end", format!("{} bytes more", state.remaining())));
+        }
         Ok(s)
     }
 
@@ -223,8 +245,9 @@ impl Session {
         let first = c.u64("window.first")? as i64;
         let (len, capacity) = (c.u64("window.len")? as usize, c.u64("window.capacity")? as usize);
         let seen = self.tokens.len() - usize::from(self.pending);
-        if len > seen || len > capacity || capacity > self.window.capacity().max(seen) || first != (seen - len) as i64 {
-            let expected = format!("the last of {seen} tokens, at most {}", self.window.capacity());
+        let most = self.window.capacity().max(self.reference_capacity(self.options.last_context_length)).max(seen);
+        if len > seen || len > capacity || capacity > most || first != (seen - len) as i64 {
+            let expected = format!("the last of {seen} tokens, at most {most}");
             return Err(c.error_at(at, "window", expected, format!("{len} from {first}, capacity {capacity}")));
         }
         self.window.raise_capacity(capacity);
@@ -313,7 +336,11 @@ fn load_memory(c: &mut Cursor<'_>, s: &Session, memories: &[SharedMemory], share
                     Arc::new(RwLock::new(open(&path, Some(s.model.fingerprint()))?))
                 }
             };
-            let (found, len) = (read(&memory).uuid().copied(), read(&memory).committed_len());
+            let (found, len) = {
+                // One lock: a second one on this thread waits for whoever waits to write, who waits for the first.
+                let memory = read(&memory);
+                (memory.uuid().copied(), memory.committed_len())
+            };
             // What others have added since may be read; what the session itself goes on with must be as it was.
             if found != Some(uuid) || len < tokens || to_write && len != tokens {
                 let expected = format!("{} as it was: {tokens} tokens, uuid {uuid:02x?}", path.display());

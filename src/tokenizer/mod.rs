@@ -171,10 +171,15 @@ impl Tokenizer {
         }
     }
 
+    /// Bytes that [`Tokenizer::decode`] takes at most: a token's text is never shorter than what it stands for.
+    pub fn decoding_bytes(&self, ids: &[u32]) -> usize {
+        ids.iter().filter(|id| (**id as usize) < self.vocabulary.len()).map(|id| self.vocabulary.text(*id).len()).sum()
+    }
+
     /// The bytes of a sequence; control tokens and the unknown token are left out unless `special`. Where encoding prefixes a
     /// space, one space at the very beginning is taken away again. Spaces before punctuation stay as they are.
     pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
-        let mut out = Vec::with_capacity(ids.len() * 4);
+        let mut out = Vec::with_capacity(self.decoding_bytes(ids));
         for (i, id) in ids.iter().enumerate() {
             let piece = self.piece(*id, special).unwrap_or_default();
             let prefix: &[u8] = if i == 0 && self.add_space_prefix { b" " } else { b"" };

@@ -284,7 +284,9 @@ impl Recall {
             Ok(())
         };
         out.extend((self.sinks.tokens as u64).to_le_bytes());
-        for rows in self.sinks.keys.iter().zip(&self.sinks.values).flat_map(|(k, v)| [k, v]) {
+        // Room may have been made for some that did not come.
+        let rows = self.sinks.keys.iter().zip(&self.sinks.values).filter(|_| self.sinks.tokens > 0);
+        for rows in rows.flat_map(|(k, v)| [k, v]) {
             put(&mut out, rows)?;
         }
         let finalists: Vec<(BlockAddress, f32)> = self.finalists.iter().map(|at| (*at, 0.0)).collect();

@@ -32,8 +32,9 @@ struct Handle: @unchecked Sendable {
 public typealias Progress = (_ done: UInt64, _ total: UInt64) -> Bool
 
 func withProgress(_ progress: Progress?, _ call: (loci_progress_fn?, UnsafeMutableRawPointer?) -> loci_status) -> loci_status {
-    guard var progress else { return call(nil, nil) }
-    return withUnsafeMutablePointer(to: &progress) { pointer in
+    // A task that was cancelled before the call began ends it with its first report.
+    var reported: Progress = { done, total in !Task.isCancelled && progress?(done, total) != false }
+    return withUnsafeMutablePointer(to: &reported) { pointer in
         call({ user, done, total in
             guard let user else { return 1 }
             return user.assumingMemoryBound(to: Progress.self).pointee(done, total) ? 0 : 1

@@ -98,7 +98,7 @@ class Session private constructor(private val handle: Long) : AutoCloseable {
 
     /** The whole conversation so far; what is held already is not computed again. */
     suspend fun prompt(text: String, progress: Progress? = null) =
-        cancelling { Native.sessionPrompt(handle, text.toByteArray(), Native.PARSE_SPECIAL, progress) }
+        cancelling(progress) { Native.sessionPrompt(handle, text.toByteArray(), Native.PARSE_SPECIAL, it) }
 
     /** How the tokens of later answers are chosen. */
     fun setSampling(sampling: Sampling) =
@@ -117,7 +117,7 @@ class Session private constructor(private val handle: Long) : AutoCloseable {
         }.flowOn(worker)
 
     suspend fun remember(memory: Memory, text: String, source: String? = null, progress: Progress? = null) =
-        cancelling { Native.sessionRemember(handle, memory.handle, text.toByteArray(), source?.toByteArray(), progress) }
+        cancelling(progress) { Native.sessionRemember(handle, memory.handle, text.toByteArray(), source?.toByteArray(), it) }
 
     /** Why the last answer ended. */
     val finish: Finish get() = Native.sessionFinish(handle).let { code -> Finish.entries.first { it.code == code } }
@@ -147,12 +147,16 @@ class Session private constructor(private val handle: Long) : AutoCloseable {
         worker.close()
     }
 
-    /** Runs a blocking call on the worker, and cancels it there when the coroutine is cancelled. */
-    private suspend fun cancelling(work: () -> Unit) =
+    /**
+     * Runs a blocking call on the worker, and cancels it there when the coroutine is cancelled: at once while it computes, with its first
+     * report if it was only about to.
+     */
+    private suspend fun cancelling(progress: Progress?, work: (Progress) -> Unit) =
         withContext(worker) {
             suspendCancellableCoroutine<Unit> { continuation ->
                 continuation.invokeOnCancellation { Native.sessionCancel(handle) }
-                continuation.resumeWith(runCatching(work))
+                val reported = Progress { done, total -> continuation.isActive && progress?.onProgress(done, total) != false }
+                continuation.resumeWith(runCatching { work(reported) })
             }
         }
 
