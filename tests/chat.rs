@@ -161,6 +161,7 @@ fn hostile_templates_end() {
     ] {
         assert!(matches!(run(source), Err(Error::Model { .. })), "{source}");
     }
+    assert_eq!(run("{% raw %}{% {{ {%- endraw2 %}{%endraw -%} x").unwrap(), "{% {{ {%- endraw2 %}x");
     let n = 100_000;
     let chains = [
         ("", "not ", "1", ""),

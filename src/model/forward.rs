@@ -62,6 +62,8 @@ pub struct Context<'a> {
 
 /// Computes `tokens` after what the window holds. On error the window is as before.
 pub fn forward(h: &Hparams, w: &Weights, pass: &Pass<'_>, c: &mut Context<'_>, tokens: &[u32], mut outputs: Outputs<'_>) -> Result<()> {
+    // A panic in a callback may have left layers of different lengths.
+    c.window.roll_back();
     let lost_pages = Memory::lost_pages(c.memories);
     let computed = layers(h, w, pass, c, tokens, &outputs)
         .and_then(|()| Memory::check_unlost(c.memories, lost_pages))

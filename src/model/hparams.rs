@@ -52,10 +52,11 @@ pub struct Hparams {
     pub memory_slot: Vec<Option<usize>>,
 }
 
-/// Bounds on sizes: far above anything real, low enough that no product of two of them overflows.
+/// Bounds on sizes: far above anything real, low enough that no product of two of them that is formed overflows, in 32 bits.
 const BLOCKS_MAX: u32 = 4096;
 const WIDTH_MAX: u32 = 1 << 20;
 const HEADS_MAX: u32 = 1 << 14;
+const HEAD_ELEMENTS_MAX: u32 = 1 << 24;
 const CONTEXT_MAX: u32 = 1 << 30;
 
 impl Hparams {
@@ -78,6 +79,11 @@ impl Hparams {
             None => return Err(Error::model(m.key("attention.head_count"), format!("a divisor of {embedding_length}"), head_count)),
         };
         let value_length = m.size_or("attention.value_length", WIDTH_MAX, key_length)?;
+        // So that the product is none that 32 bits cannot count.
+        if head_count as u64 * key_length.max(value_length) as u64 > u64::from(HEAD_ELEMENTS_MAX) {
+            let expected = format!("at most {HEAD_ELEMENTS_MAX} elements in all of {head_count} heads");
+            return Err(Error::model(m.key("attention.key_length"), expected, key_length.max(value_length)));
+        }
         let rope_dimension_count = m.size_or("rope.dimension_count", WIDTH_MAX, key_length)?;
         if !rope_dimension_count.is_multiple_of(2) || rope_dimension_count > key_length {
             let expected = format!("an even number up to key_length ({key_length})");

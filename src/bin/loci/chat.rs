@@ -74,8 +74,12 @@ impl Chat {
 
     fn answer(&self, session: &mut Session, chat: &prompt::Chat, messages: &[loci::tokenizer::chat::Message]) -> Result<String, Failure> {
         let _busy = interrupt::guard(session.cancel_handle());
-        run::prefill(session, &chat.tokens(messages)?, "reading")?;
-        let answer = run::generate(session, self.answer.length.options(), &mut output::print)?;
+        let tokens = chat.tokens(messages)?;
+        // One call: a Ctrl-C in the last of the prompt ends the answer too.
+        let answer = session.as_one_call(|session| {
+            run::prefill(session, &tokens, "reading")?;
+            run::generate(session, self.answer.length.options(), &mut output::print)
+        })?;
         output::print(if answer.text.ends_with('\n') { "" } else { "\n" })?;
         match answer.finish {
             Finish::Cancelled => output::note("(stopped)"),

@@ -97,26 +97,30 @@ impl Perplexity {
         let bar = output::token_bar("perplexity", chunks * n_ctx);
         let started = std::time::Instant::now();
         let mut score = Score::default();
-        for chunk in tokens.chunks_exact(n_ctx).take(chunks) {
-            let mut chunk = chunk.to_vec();
-            if let Some(bos) = bos {
-                chunk[0] = bos;
-            }
-            session.reset();
-            let mut bad = None;
-            session.prefill_logits(&chunk, &mut |at, row| {
-                if at >= n_ctx / 2 && at + 1 < n_ctx {
-                    match log_probability(row, chunk[at + 1]) {
-                        Ok(p) => score.add(-p),
-                        Err(e) => bad = Some(e),
-                    }
+        // One call: a Ctrl-C between two chunks is not forgotten.
+        session.as_one_call(|session| {
+            for chunk in tokens.chunks_exact(n_ctx).take(chunks) {
+                let mut chunk = chunk.to_vec();
+                if let Some(bos) = bos {
+                    chunk[0] = bos;
                 }
-                bar.inc(1);
-            })?;
-            if let Some(e) = bad {
-                return Err(e.into());
+                session.reset();
+                let mut bad = None;
+                session.prefill_logits(&chunk, &mut |at, row| {
+                    if at >= n_ctx / 2 && at + 1 < n_ctx {
+                        match log_probability(row, chunk[at + 1]) {
+                            Ok(p) => score.add(-p),
+                            Err(e) => bad = Some(e),
+                        }
+                    }
+                    bar.inc(1);
+                })?;
+                if let Some(e) = bad {
+                    return Err(e);
+                }
             }
-        }
+            Ok(())
+        })?;
         bar.finish_and_clear();
         let (ppl, error) = score.perplexity();
         if self.json {

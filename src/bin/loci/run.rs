@@ -58,10 +58,13 @@ impl Run {
         let mut session = self.answer.session.start(model, options)?;
         interrupt::install()?;
         let _busy = interrupt::guard(session.cancel_handle());
-        prefill(&mut session, &tokens, "reading")?;
         let options = GenerateOptions { log_probabilities: self.logprobs, ..self.answer.length.options() };
         let text_now = !self.print_ids && !self.json;
-        let answer = generate(&mut session, options, &mut |text| if text_now { output::print(text) } else { Ok(()) })?;
+        // One call: a Ctrl-C in the last of the prompt ends the answer too.
+        let answer = session.as_one_call(|session| {
+            prefill(session, &tokens, "reading")?;
+            generate(session, options, &mut |text| if text_now { output::print(text) } else { Ok(()) })
+        })?;
         if self.print_ids {
             output::print_line(&json!(answer.ids).to_string())?;
         } else if self.json {

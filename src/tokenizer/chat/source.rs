@@ -58,7 +58,12 @@ fn line(source: &str, rest: &str) -> usize {
 fn word(tag: &str) -> &str {
     let inner = tag.strip_prefix("{%").unwrap_or(tag);
     let inner = inner.strip_suffix("%}").unwrap_or(inner);
-    inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace())
+    inner.trim_matches(is_around_word)
+}
+
+/// What may stand between the word of a tag and its delimiters.
+fn is_around_word(c: char) -> bool {
+    c == '-' || c == '+' || c.is_whitespace()
 }
 
 /// If a `{% raw %}` block starts here: its length up to and with `{% endraw %}`.
@@ -69,13 +74,14 @@ fn raw(text: &str) -> Option<usize> {
     }
     let mut at = end;
     while let Some(next) = text[at..].find("{%") {
-        let start = at + next;
-        let Some(len) = text[start..].find("%}") else { break };
-        at = start + len + 2;
-        if word(&text[start..at]) == "endraw" {
-            return Some(at);
+        at += next + 2;
+        // Looks no further than the word: a text of nothing but beginnings is read once.
+        let inner = text[at..].trim_start_matches(is_around_word);
+        if let Some(rest) = inner.strip_prefix("endraw").map(|rest| rest.trim_start_matches(is_around_word))
+            && rest.starts_with("%}")
+        {
+            return Some(text.len() - rest.len() + 2);
         }
-        at = start + 2;
     }
     Some(text.len())
 }
@@ -197,4 +203,18 @@ fn literal(text: &str, quote: u8, out: &mut String) -> usize {
         }
     }
     text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_text_of_nothing_but_beginnings_is_read_once() {
+        let text = format!("{{% raw %}}{}%}}", "{%".repeat(5_000_000));
+        assert_eq!(raw(&text), Some(text.len()));
+        assert_eq!(raw("{%- raw -%} {% end %} {{ {%- endraw +%} rest"), Some(39));
+        assert_eq!(raw("{% raw %}{% endraws %}{% endraw"), Some(31));
+        assert_eq!(raw("{% rawer %}{% endraw %}"), None);
+    }
 }
