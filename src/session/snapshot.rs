@@ -65,9 +65,9 @@ impl<W: Write> Out<W> {
 }
 
 /// A copy in RAM, which says so where there is no more of it.
-struct Copy(Vec<u8>);
+struct InRam(Vec<u8>);
 
-impl Write for Copy {
+impl Write for InRam {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.try_reserve(bytes.len())?;
         self.0.extend_from_slice(bytes);
@@ -117,7 +117,7 @@ impl Session {
     /// # Errors
     /// [`Error::OutOfMemory`] if there is no room for a second context; as for [`Session::new`].
     pub fn fork(&self) -> Result<Session> {
-        let mut out = Out::new(Copy(Vec::new()));
+        let mut out = Out::new(InRam(Vec::new()));
         // The context is copied once more on the way.
         let room = self.window.bytes() + 4 * (self.tokens.len() + self.model.vocab_len());
         out.to.0.try_reserve(room).map_err(|_| Error::OutOfMemory { what: "a forked session", bytes: room as u64 })?;
