@@ -97,6 +97,19 @@ fn sum_parts(q: [__m256i; 4]) -> __m256i {
     }
 }
 
+/// As [`sum_parts`] of the widened sums, for sums of 16 bits of which two may be added in as many.
+#[inline(always)]
+fn sum_pairs(p: [__m256i; 4]) -> __m256i {
+    // SAFETY: AVX2 by the token.
+    unsafe {
+        let ab = widen(_mm256_add_epi16(_mm256_unpacklo_epi64(p[0], p[1]), _mm256_unpackhi_epi64(p[0], p[1])));
+        let cd = widen(_mm256_add_epi16(_mm256_unpacklo_epi64(p[2], p[3]), _mm256_unpackhi_epi64(p[2], p[3])));
+        let (ab, cd) = (_mm256_castsi256_ps(ab), _mm256_castsi256_ps(cd));
+        let (even, odd) = (_mm256_shuffle_ps::<0x88>(ab, cd), _mm256_shuffle_ps::<0xdd>(ab, cd));
+        _mm256_add_epi32(_mm256_castps_si256(even), _mm256_castps_si256(odd))
+    }
+}
+
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = __m256i;
     type F = __m256;
@@ -270,6 +283,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 let z = _mm256_setzero_si256();
                 return sum_parts(w.map(|w| _mm256_dpbusd_avx_epi32(z, w, a)));
             }
+            if K != I8 {
+                // Twice two products of 6-bit codes stay below 2^15 (2 * 2 * 63 * 127).
+                return sum_pairs([pairs::<K>(w[0], a), pairs::<K>(w[1], a), pairs::<K>(w[2], a), pairs::<K>(w[3], a)]);
+            }
             sum_parts([widen(pairs::<K>(w[0], a)), widen(pairs::<K>(w[1], a)), widen(pairs::<K>(w[2], a)), widen(pairs::<K>(w[3], a))])
         }
     }
@@ -288,11 +305,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 } else if K == I8 {
                     _mm256_add_epi32(widen(pairs::<K>(lo[i], a)), widen(pairs::<K>(hi[i], b)))
                 } else {
-                    widen(_mm256_add_epi16(pairs::<K>(lo[i], a), pairs::<K>(hi[i], b)))
+                    let both = _mm256_add_epi16(pairs::<K>(lo[i], a), pairs::<K>(hi[i], b));
+                    if K == U4 { both } else { widen(both) }
                 };
                 i += 1;
             }
-            sum_parts(p)
+            // Of 4-bit codes twice that fits, too.
+            if K == U4 && !VNNI { sum_pairs(p) } else { sum_parts(p) }
         }
     }
     #[inline(always)]
