@@ -2,10 +2,12 @@
 //! ends a process, or belongs to all of it, happens in one of its own: this program again, asked for one test.
 #![cfg(unix)]
 
+mod common;
+
 use loci::bytes::Map;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
 fn page() -> usize {
     // SAFETY: a question about the system.
@@ -21,7 +23,7 @@ fn mapped(pages: usize) -> (Map, File) {
 
 /// Runs the test `name`, which is an ignored one, in a process of its own.
 fn apart(name: &str) -> ExitStatus {
-    Command::new(std::env::current_exe().unwrap()).args([name, "--exact", "--ignored"]).output().unwrap().status
+    common::this_program().args([name, "--exact", "--ignored"]).output().unwrap().status
 }
 
 /// The first byte of a map of a file that is empty by now.

@@ -4,10 +4,12 @@
 //! The children are this program again, told by the environment what to do. `LOCI_KILLS` is how often the writer is killed.
 #![cfg(target_os = "linux")]
 
+mod common;
+
 use loci::memory::{Codec, Fingerprint, Geometry, LayerKv, Memory, Side};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 fn geometry() -> Geometry {
@@ -71,7 +73,7 @@ const JOB: &str = "LOCI_TEST_JOB";
 const FILE: &str = "LOCI_TEST_FILE";
 
 fn child(job: &str, file: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = common::this_program();
     command.args(["--exact", "what_a_child_does", "--ignored", "--nocapture", "--test-threads=1"]);
     command.env(JOB, job).env(FILE, file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     command.spawn().unwrap()

@@ -8,6 +8,7 @@ pub mod reference;
 pub mod tiny;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 /// The path of a real model (`LOCI_MODELS_DIR`, or `models/` under the repository root). `make test` puts them there.
 pub fn model(name: &str) -> PathBuf {
@@ -30,6 +31,18 @@ pub fn gemma3() -> PathBuf {
 /// A path below `tests/data`.
 pub fn data(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+}
+
+/// This test program again, as a process of its own; under `LOCI_TEST_RUNNER` (an emulator and its options, split at spaces) where the
+/// kernel does not know such programs.
+pub fn this_program() -> Command {
+    let program = std::env::current_exe().expect("the path of this test");
+    let runner = std::env::var("LOCI_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(words).arg(program);
+    command
 }
 
 /// The largest absolute difference; NaN counts as infinite.
