@@ -2,7 +2,7 @@
  *
  *   lookup write LOG TOKENS            writes a log of TOKENS tokens: prose, codes of hundreds of lockers, one pass key
  *   lookup remember MODEL LOG MEMORY   reads it into a memory file
- *   lookup ask MODEL LOG MEMORY        asks ten questions with the memory attached: a new process, nothing is read again
+ *   lookup ask MODEL LOG MEMORY        asks ten questions (fewer of a few pages) with the memory attached: a new process, nothing is read again
  *   lookup window MODEL LOG            asks the same without a memory, the end of the log in the window
  *
  * LOG.questions holds the questions and the right answers, for marking; the model never sees them. `make run-example` runs the four in
@@ -43,13 +43,33 @@ static void make_sentence(char *out, uint32_t *state) {
                                           "The sun was shining", "Snow fell on the roofs", "The tide was low", "The night was clear"};
     static const char *const rest[] = {"and nobody was seen", "and the gulls were loud", "so the boats stayed in", "and the air was cold",
                                        "but it was warm inside", "and the streets were empty", "and the day went by"};
+    /* One pick a statement: in which order a call's arguments are picked is the compiler's affair, and the log must be the same everywhere. */
+    const char *a, *b, *c, *d, *e;
     switch (random_below(state, 6)) {
-    case 0: sprintf(out, "%s %s %s %s %s. ", PICK(when), PICK(person), PICK(carried), PICK(thing), PICK(place)); break;
-    case 1: sprintf(out, "%s %s %s %s. ", PICK(person), PICK(did), PICK(thing), PICK(when)); break;
-    case 2: sprintf(out, "%s %s %s. ", PICK(person), PICK(stayed), PICK(where)); break;
-    case 3: sprintf(out, "%s %s. ", PICK(weather), PICK(rest)); break;
-    case 4: sprintf(out, "%s said that %s %s %s. ", PICK(person), PICK(person), PICK(did), PICK(thing)); break;
-    default: sprintf(out, "Nothing happened %s %s. ", PICK(where), PICK(when)); break;
+    case 0:
+        a = PICK(place), b = PICK(thing), c = PICK(carried), d = PICK(person), e = PICK(when);
+        sprintf(out, "%s %s %s %s %s. ", e, d, c, b, a);
+        break;
+    case 1:
+        a = PICK(when), b = PICK(thing), c = PICK(did), d = PICK(person);
+        sprintf(out, "%s %s %s %s. ", d, c, b, a);
+        break;
+    case 2:
+        a = PICK(where), b = PICK(stayed), c = PICK(person);
+        sprintf(out, "%s %s %s. ", c, b, a);
+        break;
+    case 3:
+        a = PICK(rest), b = PICK(weather);
+        sprintf(out, "%s %s. ", b, a);
+        break;
+    case 4:
+        a = PICK(thing), b = PICK(did), c = PICK(person), d = PICK(person);
+        sprintf(out, "%s said that %s %s %s. ", d, c, b, a);
+        break;
+    default:
+        a = PICK(when), b = PICK(where);
+        sprintf(out, "Nothing happened %s %s. ", b, a);
+        break;
     }
     if (out[0] >= 'a' && out[0] <= 'z') out[0] = (char)(out[0] - 'a' + 'A');
 }
@@ -151,13 +171,15 @@ static int32_t on_piece(void *user, const loci_piece *piece) {
     return 0;
 }
 
-/* Asks all questions, `before` in front of each. Returns how many answers are right; *read is what their tokens read of memories. */
-static unsigned ask_all(loci_session *session, const char *log_path, const char *before, uint64_t *read) {
+/* Asks all questions, `before` in front of each. Returns how many answers are right, of *asked; *read is what their tokens read of
+ * memories. */
+static unsigned ask_all(loci_session *session, const char *log_path, const char *before, unsigned *asked, uint64_t *read) {
     static const char *const stop[] = {"\n"};
     char line[256], prompt[1024];
     unsigned right = 0;
     FILE *q = open_beside(log_path, "r");
     *read = 0;
+    *asked = 0;
     while (fgets(line, sizeof line, q) != NULL) {
         char *expected = strchr(line, '\t');
         answer a = {"", 0};
@@ -178,6 +200,7 @@ static unsigned ask_all(loci_session *session, const char *log_path, const char 
         *read += stats_of(session).memory_bytes_read;
         printf("  %-42s %-8s %s\n", line, a.text, strcmp(a.text, expected) == 0 ? "right" : "wrong");
         right += strcmp(a.text, expected) == 0;
+        ++*asked;
     }
     fclose(q);
     return right;
@@ -222,15 +245,15 @@ static int ask_memory(const char *model_path, const char *log_path, const char *
     loci_memory *memory;
     loci_session_stats s;
     uint64_t read;
-    unsigned right;
+    unsigned right, asked;
     check(loci_model_open(model_path, NULL, &model));
     session = new_session(model, BEST);
     check(loci_memory_open_read_only(model, memory_path, &memory));
     check(loci_session_attach_memory(session, memory, NULL));
     printf("\nwith the memory attached, in a new process, the best %d entries:\n", BEST);
-    right = ask_all(session, log_path, "", &read);
+    right = ask_all(session, log_path, "", &asked, &read);
     s = stats_of(session);
-    printf("%u of %d right, from %lu remembered tokens\n", right, QUESTIONS, (unsigned long)s.memory_tokens);
+    printf("%u of %u right, from %lu remembered tokens\n", right, asked, (unsigned long)s.memory_tokens);
     printf("decode %.1f tokens/s, %.1f MiB of memory read for each token; RAM %.1f MiB: %.1f MiB of the process's own, the rest mapped\n"
            "files that the system may take back\n",
            per_second(s.decode_tokens, s.decode_seconds), mib(read) / (double)(s.decode_tokens ? s.decode_tokens : 1),
@@ -238,13 +261,14 @@ static int ask_memory(const char *model_path, const char *log_path, const char *
     loci_memory_free(memory);
     loci_session_free(session);
     loci_model_free(model);
-    return right < QUESTIONS / 2; /* the model is small, it may miss some */
+    return asked == 0 || right < asked / 2; /* the model is small, it may miss some */
 }
 
 static int ask_window(const char *model_path, const char *log_path) {
     loci_model *model;
     loci_session *session;
     loci_session_stats s;
+    unsigned right, asked;
     uint64_t read;
     size_t length;
     char *log = read_file(log_path, &length), end[PAGE];
@@ -254,7 +278,8 @@ static int ask_window(const char *model_path, const char *log_path) {
     memcpy(end, log + length - kept, kept);
     end[kept] = 0;
     printf("\nthe same questions without memory, the last %lu of %lu tokens in the window:\n", (unsigned long)kept, (unsigned long)length);
-    printf("%u of %d right", ask_all(session, log_path, end, &read), QUESTIONS);
+    right = ask_all(session, log_path, end, &asked, &read);
+    printf("%u of %u right", right, asked);
     s = stats_of(session);
     printf("; decode %.1f tokens/s, RAM %.1f MiB\n", per_second(s.decode_tokens, s.decode_seconds), mib(s.resident_bytes));
     free(log);
