@@ -31,15 +31,17 @@ impl Block for Q2K {
         let packed = s.transpose(s.rows_quad(rows, at));
         let (four, two) = (s.splat8(15), s.splat8(3));
         for half in 0..2 {
-            let (mut a, mut b) = (s.rows_quad(rows, at + 16 + 32 * half), s.rows_quad(rows, at + 32 + 32 * half));
-            for j in 0..4 {
-                let word = packed[2 * half + j / 2];
+            let (a, b) = (s.rows_quad(rows, at + 16 + 32 * half), s.rows_quad(rows, at + 32 + 32 * half));
+            // Not a loop: the shifts and the byte of a scale are to be constants.
+            quad!(J => {
+                let word = packed[2 * half + J / 2];
                 let (scales, mins) = (s.and(word, four), s.and(s.shr16(word, 4), four));
-                let scale = |i: u32| s.mul(d, s.to_f(s.byte_u(scales, j as u32 % 2 * 2 + i)));
-                let shift = |i: u32| s.mul(minus_dmin, s.to_f(s.byte_u(mins, j as u32 % 2 * 2 + i)));
-                sink.take(quad!(I => s.and(a[I], two)), quad!(I => s.and(b[I], two)), [scale(0), scale(1)], [shift(0), shift(1)]);
-                (a, b) = (quad!(I => s.shr16(a[I], 2)), quad!(I => s.shr16(b[I], 2)));
-            }
+                let scale = |i: u32| s.mul(d, s.to_f(s.byte_u(scales, J as u32 % 2 * 2 + i)));
+                let shift = |i: u32| s.mul(minus_dmin, s.to_f(s.byte_u(mins, J as u32 % 2 * 2 + i)));
+                let lo = quad!(I => s.and(s.shr16(a[I], 2 * J as u32), two));
+                let hi = quad!(I => s.and(s.shr16(b[I], 2 * J as u32), two));
+                sink.take(lo, hi, [scale(0), scale(1)], [shift(0), shift(1)]);
+            });
         }
     }
 }

@@ -35,16 +35,22 @@ impl Block for Q3K {
         let words = [six(a, c), six(b, s.shr16(c, 2)), six(s.shr16(a, 4), s.shr16(c, 4)), six(s.shr16(b, 4), s.shr16(c, 6))];
         let (mut ha, mut hb) = (s.rows_quad(rows, at), s.rows_quad(rows, at + 16));
         for half in 0..2 {
-            let (mut a, mut b) = (s.rows_quad(rows, at + 32 + 32 * half), s.rows_quad(rows, at + 48 + 32 * half));
-            for j in 0..4 {
-                let word = words[2 * half + j / 2];
-                let scale = |i: u32| s.mul(d, s.to_f(s.add32(s.byte_u(word, j as u32 % 2 * 2 + i), s.splat32(-32))));
-                let lo = quad!(I => s.or(s.and(a[I], two), s.and(s.shl16(ha[I], 2), third)));
-                let hi = quad!(I => s.or(s.and(b[I], two), s.and(s.shl16(hb[I], 2), third)));
+            let (a, b) = (s.rows_quad(rows, at + 32 + 32 * half), s.rows_quad(rows, at + 48 + 32 * half));
+            // Not a loop: the shifts and the byte of a scale are to be constants.
+            quad!(J => {
+                let word = words[2 * half + J / 2];
+                let scale = |i: u32| s.mul(d, s.to_f(s.add32(s.byte_u(word, J as u32 % 2 * 2 + i), s.splat32(-32))));
+                let to_third = |h| match J {
+                    0 => s.shl16(h, 2),
+                    1 => s.shl16(h, 1),
+                    2 => h,
+                    _ => s.shr16(h, 1),
+                };
+                let lo = quad!(I => s.or(s.and(s.shr16(a[I], 2 * J as u32), two), s.and(to_third(ha[I]), third)));
+                let hi = quad!(I => s.or(s.and(s.shr16(b[I], 2 * J as u32), two), s.and(to_third(hb[I]), third)));
                 sink.take(lo, hi, [scale(0), scale(1)], [zero; 2]);
-                (a, b) = (quad!(I => s.shr16(a[I], 2)), quad!(I => s.shr16(b[I], 2)));
-                (ha, hb) = (quad!(I => s.shr16(ha[I], 1)), quad!(I => s.shr16(hb[I], 1)));
-            }
+            });
+            (ha, hb) = (quad!(I => s.shr16(ha[I], 4)), quad!(I => s.shr16(hb[I], 4)));
         }
     }
 }

@@ -54,14 +54,21 @@ impl Block for Q6K {
             let (ql, qh) = (at + 64 * half, at + QH + 32 * half);
             let h = [s.rows_quad(rows, qh), s.rows_quad(rows, qh + 16)];
             let q = [[s.rows_quad(rows, ql), s.rows_quad(rows, ql + 16)], [s.rows_quad(rows, ql + 32), s.rows_quad(rows, ql + 48)]];
-            for j in 0..4 {
-                let two = |v: S::V| s.and(if j < 2 { s.shl16(v, 4 - 2 * j) } else { s.shr16(v, 2 * j - 4) }, top);
-                let four = |v: S::V| s.and(if j < 2 { v } else { s.shr16(v, 4) }, nibble);
-                let [a, b] = q[j as usize % 2];
+            // Not a loop: the shifts are to be constants.
+            quad!(J => {
+                let spread = |v: S::V| match J {
+                    0 => s.shl16(v, 4),
+                    1 => s.shl16(v, 2),
+                    2 => v,
+                    _ => s.shr16(v, 2),
+                };
+                let two = |v: S::V| s.and(spread(v), top);
+                let four = |v: S::V| s.and(if J < 2 { v } else { s.shr16(v, 4) }, nibble);
+                let [a, b] = q[J % 2];
                 let lo = quad!(I => s.or(four(a[I]), two(h[0][I])));
                 let hi = quad!(I => s.or(four(b[I]), two(h[1][I])));
-                sink.take(lo, hi, scales.get(s, 4 * half + j as usize), [zero; 2]);
-            }
+                sink.take(lo, hi, scales.get(s, 4 * half + J), [zero; 2]);
+            });
         }
     }
 
